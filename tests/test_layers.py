@@ -41,7 +41,7 @@ ENDS = frozenset({"client", "handle"})
 LAYERS = (
     Layer(members=BASE, siblings=True),
     Layer(members=frozenset({"engine", "storage", "codec"}), siblings=False),
-    Layer(members=frozenset({"authoring", "registry", "context"}), siblings=True),
+    Layer(members=frozenset({"activity_context", "authoring", "capture", "context", "function", "registry"}), siblings=True),
     Layer(members=frozenset({"runtime"}), siblings=True),
     Layer(members=ENDS, siblings=True),
     Layer(members=frozenset({"web", "cli", "notebook"}), siblings=False, sees=BASE | ENDS),

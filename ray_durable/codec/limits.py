@@ -1,0 +1,40 @@
+"""How far payloads are believed: size limits, and whether pickle may be read."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+__all__ = ["Limits", "Trust"]
+
+
+class Trust(enum.Enum):
+    """Where the bytes of this codec come from, which decides whether pickle is written and read.
+
+    PRIVATE_LOCAL_ROOT is the runtime's promise that the root is a folder which only the current user can write.
+    SIGNING_KEY is reserved: bytes authenticated with the hub's key before they reach a codec.
+    """
+
+    NONE = "none"
+    PRIVATE_LOCAL_ROOT = "private_local_root"
+    SIGNING_KEY = "signing_key"
+
+    @property
+    def allows_pickle(self) -> bool:
+        """Whether pickled values, and functions captured by value, may pass."""
+        return self is Trust.PRIVATE_LOCAL_ROOT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits of payloads.
+
+    `inline_bytes_max`: the runtime stores larger payloads as blobs. `payload_bytes_max`: larger ones are refused, when
+    written and when read. `expansion_ratio_max`: the most that a compressed payload may grow on reading, once it grows
+    over `payload_bytes_max`'s share of it. `json_depth_max`: how deep lists and dicts may nest in JSON.
+    """
+
+    inline_bytes_max: int = 64 * 1024
+    payload_bytes_max: int = 256 * 1024 * 1024
+    expansion_ratio_max: int = 200
+    json_depth_max: int = 128
