@@ -1,0 +1,306 @@
+"""The dispatcher: owns the running activities of all instances of a hub, so that they outlive the orchestrators.
+
+Ray ends a task when the process that submitted it dies; so instances never submit tasks themselves. They hand calls to
+the dispatcher by `exchange`, which parks until there are outcomes. An outcome is kept until the instance says that its
+log holds it ("settled"); a rehydrated instance first asks by `attach` what is running, queued or finished here, and
+submits only the rest.
+
+A plain class on one event loop, over a `Launcher`: it knows no Ray and writes nothing. What it holds in memory is lost
+with it, and then counted as attempts that run again.
+
+Invariants: a (run, task) is submitted at most once while it is known here; an exchange of a lower epoch or of another
+hub epoch changes nothing; at most one exchange of a run is parked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ray_durable.failure import Failure
+from ray_durable.runtime.lanes import Lane, MapLane, Range, SlicePolicy, TaskLane
+from ray_durable.runtime.messages import (
+    ActivityTarget,
+    Attachment,
+    Exchange,
+    ExchangeReply,
+    MapOutcomes,
+    MapRequest,
+    Outcome,
+    SliceReport,
+    SliceWork,
+    TaskOutcome,
+    TaskRequest,
+)
+
+__all__ = ["Dispatcher", "Launcher", "RunningSlice"]
+
+logger = logging.getLogger(__name__)
+
+_PARK_S = 10.0
+"""A parked exchange answers after this time even if nothing came, so that a lost caller is noticed."""
+
+_SLICES_IN_FLIGHT_MAX = 2_000
+
+_BLOCK_S_FIRST = 1.0
+_BLOCK_S_MAX = 30.0
+
+
+class RunningSlice(Protocol):
+    """A slice that a worker has."""
+
+    def cancel(self) -> None:
+        """End it by force; its report or loss may still arrive."""
+
+
+class Launcher(Protocol):
+    """Starts slices on workers."""
+
+    def launch(
+        self,
+        work: SliceWork,
+        generation: str | None,
+        done: Callable[[SliceReport | Failure], None],
+    ) -> RunningSlice:
+        """Start `work`; `done` is called once, on the dispatcher's loop: a report, or why the worker was lost.
+
+        `generation` keeps the work away from workers that hold older sources (None: any worker will do).
+        """
+
+    def slots(self, target: ActivityTarget) -> int:
+        """How many slices of this function the cluster can run at the same time (at least 1)."""
+
+
+@dataclass(slots=True)
+class _Session:
+    """What the dispatcher holds of one run."""
+
+    run: str
+    instance_id: str
+    epoch: int = 0
+    lanes: dict[str, TaskLane] = field(default_factory=dict)
+    maps: dict[int, MapLane] = field(default_factory=dict)
+    unsettled: dict[int, list[Outcome]] = field(default_factory=dict)
+    finished_tasks: set[int] = field(default_factory=set)
+    undelivered: deque[int] = field(default_factory=deque)
+    parked: asyncio.Future[None] | None = None
+    problem: str | None = None
+    reported_problem: str | None = None
+
+    def all_lanes(self) -> Iterable[Lane]:
+        return itertools.chain(self.lanes.values(), self.maps.values())
+
+    def known_tasks(self) -> frozenset[int]:
+        return frozenset(itertools.chain(self.finished_tasks, *(lane.tasks for lane in self.lanes.values())))
+
+    def knows_task(self, request: TaskRequest) -> bool:
+        lane = self.lanes.get(request.target.key)
+        return request.task in self.finished_tasks or (lane is not None and lane.knows(request.task))
+
+    def keep(self, outcome_id: int, outcomes: list[Outcome]) -> None:
+        self.unsettled[outcome_id] = outcomes
+        self.undelivered.append(outcome_id)
+        self.finished_tasks.update(outcome.task for outcome in outcomes if isinstance(outcome, TaskOutcome))
+
+    def settle(self, outcome_id: int) -> None:
+        for outcome in self.unsettled.pop(outcome_id, ()):
+            if isinstance(outcome, TaskOutcome):
+                self.finished_tasks.discard(outcome.task)
+
+    def known_maps(self) -> dict[int, tuple[Range, ...]]:
+        ranges: dict[int, list[Range]] = {number: lane.ranges() for number, lane in self.maps.items()}
+        for group in self.unsettled.values():
+            for outcome in group:
+                if isinstance(outcome, MapOutcomes):
+                    ranges.setdefault(outcome.map, []).append((outcome.start, outcome.start + outcome.count))
+        return {number: tuple(found) for number, found in ranges.items()}
+
+    def wake(self) -> None:
+        if self.parked is not None and not self.parked.done():
+            self.parked.set_result(None)
+
+    def has_news(self) -> bool:
+        return bool(self.undelivered) or self.problem != self.reported_problem
+
+
+class Dispatcher:
+    """See the module."""
+
+    def __init__(self, launcher: Launcher, *, hub_epoch: int, policy: SlicePolicy | None = None) -> None:
+        self._launcher = launcher
+        self._hub_epoch = hub_epoch
+        self._policy = policy or SlicePolicy()
+        self._incarnation = uuid.uuid4().hex
+        self._sessions: dict[str, _Session] = {}
+        self._running: dict[int, tuple[_Session, Lane, RunningSlice]] = {}
+        self._slice_ids = itertools.count(1)
+        self._outcome_ids = itertools.count(1)
+
+    async def attach(self, run: str, instance_id: str) -> Attachment:
+        """What is known here of `run`. Changes nothing: whoever asks may still lose the claim on the log."""
+        session = self._sessions.get(run)
+        if session is None:
+            return Attachment(incarnation=self._incarnation, tasks=frozenset(), maps={})
+        return Attachment(incarnation=self._incarnation, tasks=session.known_tasks(), maps=session.known_maps())
+
+    async def exchange(self, request: Exchange) -> ExchangeReply:
+        """Take over new calls, forget settled and unwanted ones, and answer as soon as there are outcomes."""
+        if request.incarnation != self._incarnation:
+            return ExchangeReply(is_detached=True)
+        session = self._sessions.get(request.run)
+        if request.hub_epoch != self._hub_epoch or (session is not None and request.epoch < session.epoch):
+            return ExchangeReply(is_superseded=True)
+        if request.is_leaving:
+            self._forget(request.run)
+            return ExchangeReply()
+        if session is None:
+            session = self._sessions[request.run] = _Session(request.run, request.instance_id)
+        if request.epoch > session.epoch:
+            session.epoch = request.epoch
+            # What was delivered to an earlier owner and not recorded is delivered again.
+            session.undelivered = deque(session.unsettled)
+            session.reported_problem = None
+        for outcome_id in request.settled:
+            session.settle(outcome_id)
+        self._drop_finished(session)
+        self._cancel(session, request.cancel)
+        self._submit(session, request.tasks, request.maps)
+        return await self._park(session)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Counts, for diagnostics."""
+        lanes = [lane for session in self._sessions.values() for lane in session.all_lanes()]
+        return {
+            "incarnation": self._incarnation,
+            "runs": len(self._sessions),
+            "slices_in_flight": len(self._running),
+            "calls_waiting": sum(lane.pending_count for lane in lanes),
+            "outcomes_unsettled": sum(len(session.unsettled) for session in self._sessions.values()),
+        }
+
+    async def _park(self, session: _Session) -> ExchangeReply:
+        session.wake()
+        if not session.has_news():
+            parked = session.parked = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.wait_for(asyncio.shield(parked), _PARK_S)
+            except TimeoutError:
+                pass
+            finally:
+                if session.parked is parked:
+                    session.parked = None
+            if parked.done() and session.parked is not None:
+                return ExchangeReply()  # a newer exchange is parked: what is new goes there
+        outcomes = {}
+        while session.undelivered:
+            outcome_id = session.undelivered.popleft()
+            if outcome_id in session.unsettled:
+                outcomes[outcome_id] = session.unsettled[outcome_id]
+        session.reported_problem = session.problem
+        return ExchangeReply(outcomes=outcomes, problem=session.problem)
+
+    def _submit(self, session: _Session, tasks: list[TaskRequest], maps: list[MapRequest]) -> None:
+        by_key: dict[str, list[TaskRequest]] = {}
+        for request in tasks:
+            if not session.knows_task(request):
+                by_key.setdefault(request.target.key, []).append(request)
+        for key, requests in by_key.items():
+            lane = session.lanes.get(key)
+            if lane is None:
+                lane = TaskLane(session.run, session.instance_id, requests[0].target, self._policy)
+                session.lanes[key] = lane
+            lane.add(requests)
+        for wanted in maps:
+            lane_of_map = session.maps.get(wanted.map)
+            if lane_of_map is None:
+                lane_of_map = MapLane(session.run, session.instance_id, wanted, self._policy)
+                session.maps[wanted.map] = lane_of_map
+            lane_of_map.add(wanted)
+        if tasks or maps:
+            self._pump()
+
+    def _cancel(self, session: _Session, numbers: list[int]) -> None:
+        if not numbers:
+            return
+        unwanted: list[int] = []
+        for lane in session.lanes.values():
+            unwanted += lane.cancel(numbers)
+        for number in numbers:
+            if number in session.maps:
+                unwanted += session.maps[number].cancel()
+        for slice_id in unwanted:
+            self._running[slice_id][2].cancel()
+
+    def _forget(self, run: str) -> None:
+        session = self._sessions.pop(run, None)
+        if session is None:
+            return
+        for slice_id in [key for key, (owner, _, _) in self._running.items() if owner is session]:
+            self._running.pop(slice_id)[2].cancel()
+        session.wake()
+        self._pump()
+
+    def _drop_finished(self, session: _Session) -> None:
+        """Maps whose items are all settled hold nothing but memory."""
+        if session.maps and not session.unsettled:
+            session.maps = {number: lane for number, lane in session.maps.items() if not lane.is_idle}
+
+    def _pump(self) -> None:
+        """Start slices while there are calls and slots; runs take turns, so that a huge one starves nobody."""
+        now_s = asyncio.get_running_loop().time()
+        lanes = deque(
+            (session, lane) for session in self._sessions.values() for lane in session.all_lanes() if lane.is_waiting
+        )
+        while lanes and len(self._running) < _SLICES_IN_FLIGHT_MAX:
+            session, lane = lanes.popleft()
+            slots = self._launcher.slots(lane.target)
+            if len(lane.in_flight) < slots and lane.blocked_until_s <= now_s:
+                self._launch(session, lane, slots - len(lane.in_flight))
+                if lane.is_waiting:
+                    lanes.append((session, lane))
+
+    def _launch(self, session: _Session, lane: Lane, free_slots: int) -> None:
+        slice_id = next(self._slice_ids)
+        work = lane.take(slice_id, free_slots=free_slots)
+        running = self._launcher.launch(work, lane.generation, lambda report: self._done(slice_id, report))
+        self._running[slice_id] = (session, lane, running)
+
+    def _done(self, slice_id: int, report: SliceReport | Failure) -> None:
+        entry = self._running.pop(slice_id, None)
+        if entry is None:
+            return  # the run has left
+        session, lane, _ = entry
+        if isinstance(report, Failure):
+            outcomes = lane.lose(slice_id, report)
+        elif report.is_stale:
+            lane.put_back(slice_id)
+            lane.generation = lane.target.reference.source
+            outcomes = []
+        elif report.unresolved is not None:
+            lane.put_back(slice_id)
+            self._block(session, lane, report.unresolved)
+            outcomes = []
+        else:
+            outcomes = lane.report(slice_id, report)
+            session.problem = None
+        if outcomes:
+            session.keep(next(self._outcome_ids), outcomes)
+        if session.has_news():
+            session.wake()
+        self._pump()
+
+    def _block(self, session: _Session, lane: Lane, failure: Failure) -> None:
+        """The function cannot be loaded: its calls wait, and are tried again after a while."""
+        wait_s = min(_BLOCK_S_MAX, _BLOCK_S_FIRST * 2**lane.block_count)
+        lane.block_count += 1
+        loop = asyncio.get_running_loop()
+        lane.blocked_until_s = loop.time() + wait_s
+        loop.call_later(wait_s + 0.01, self._pump)
+        session.problem = f"activity {lane.target.reference.name!r} cannot be loaded: {failure.describe()}"
+        logger.warning("instance %s: %s; trying again in %.0f s", session.instance_id, session.problem, wait_s)

@@ -1,0 +1,286 @@
+"""Calls of one function, of one run, that wait for workers: what is next, how much of it, and what came of it.
+
+A lane holds its calls by index and thinks in ranges of indices, so that ten thousand calls cost no more than one. It is
+cut into slices: a worker takes a range, works on it until a time budget is spent and returns the rest, which goes to
+the front again. A range whose worker died is a suspect: it is halved until the poisonous call stands alone, and a call
+that loses its worker too often fails.
+
+A lane knows no Ray, no clock and no I/O. `TaskLane` holds single activity calls, `MapLane` the items of one map.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ray_durable.codec import Batch, open_batch
+from ray_durable.failure import Failure
+from ray_durable.payload import Payload
+from ray_durable.runtime.messages import (
+    ActivityTarget,
+    MapOutcomes,
+    MapRequest,
+    Outcome,
+    SliceReport,
+    SliceWork,
+    TaskOutcome,
+    TaskRequest,
+)
+
+__all__ = ["Lane", "MapLane", "Range", "SlicePolicy", "TaskLane"]
+
+Range = tuple[int, int]
+"""Indices from the first up to, not including, the second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlicePolicy:
+    """How calls are cut into slices. A slice is aimed at `budget_s` seconds of work and never over `count_max` calls;
+    before the first report nothing is known of the calls' duration, so `first_count` of them are tried. A call fails
+    once it has lost `worker_losses_max` workers."""
+
+    budget_s: float = 0.2
+    count_max: int = 5_000
+    first_count: int = 64
+    worker_losses_max: int = 3
+
+
+class Lane(ABC):
+    """See the module. Every index is in exactly one place: pending, suspect, in flight, or finished."""
+
+    def __init__(self, run: str, instance_id: str, target: ActivityTarget, policy: SlicePolicy) -> None:
+        self.run = run
+        self.instance_id = instance_id
+        self.target = target
+        self.in_flight: dict[int, Range] = {}
+        self.blocked_until_s = 0.0
+        self.block_count = 0
+        self.generation: str | None = None
+        self._policy = policy
+        self._pending: deque[Range] = deque()
+        self._suspects: deque[Range] = deque()
+        self._losses: dict[int, int] = {}
+        self._call_s: float | None = None
+
+    @property
+    def pending_count(self) -> int:
+        """Calls that wait for a worker."""
+        return sum(stop - start for start, stop in self._pending) + sum(stop - start for start, stop in self._suspects)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call waits for a worker."""
+        return bool(self._pending or self._suspects)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not (self._pending or self._suspects or self.in_flight)
+
+    def ranges(self) -> list[Range]:
+        """Everything unfinished, waiting or running."""
+        return [*self._pending, *self._suspects, *self.in_flight.values()]
+
+    def take(self, slice_id: int, *, free_slots: int) -> SliceWork:
+        """Put the next range in flight as `slice_id`: idle slots share what is left, none gets more than a budget."""
+        if self._suspects:
+            start, stop = self._suspects.popleft()
+        else:
+            start, stop = self._pending.popleft()
+            count = min(self._slice_count(stop - start, free_slots), stop - start)
+            if start + count < stop:
+                self._pending.appendleft((start + count, stop))
+                stop = start + count
+        self.in_flight[slice_id] = (start, stop)
+        return self._work(start, stop)
+
+    def report(self, slice_id: int, report: SliceReport) -> list[Outcome]:
+        """A worker's report: the outcomes of what it did; the rest waits again."""
+        start, stop = self.in_flight.pop(slice_id)
+        middle = start + report.done
+        if middle < stop:
+            self._pending.appendleft((middle, stop))
+        if not report.done:
+            return []
+        call_s = max(report.elapsed_s / report.done, 1e-6)
+        self._call_s = call_s if self._call_s is None else 0.5 * self._call_s + 0.5 * call_s
+        for index in range(start, middle) if self._losses else ():
+            self._losses.pop(index, None)
+        self.block_count = 0
+        return self._outcomes(start, middle, report)
+
+    def lose(self, slice_id: int, failure: Failure) -> list[Outcome]:
+        """The worker died: halve the range, or count the loss against the one call, which fails in the end."""
+        start, stop = self.in_flight.pop(slice_id)
+        if stop - start > 1:
+            middle = (start + stop) // 2
+            self._suspects.extend(((start, middle), (middle, stop)))
+            return []
+        losses = self._losses[start] = self._losses.get(start, 0) + 1
+        if losses < self._policy.worker_losses_max:
+            self._suspects.append((start, stop))
+            return []
+        del self._losses[start]
+        return [self._failed(start, failure)]
+
+    def put_back(self, slice_id: int) -> None:
+        """Nothing of the slice ran: it waits again, at the front."""
+        self._pending.appendleft(self.in_flight.pop(slice_id))
+
+    def _slice_count(self, front_count: int, free_slots: int) -> int:
+        if front_count == 1:
+            return 1
+        share = math.ceil(self.pending_count / max(1, free_slots))
+        fitting = self._policy.first_count if self._call_s is None else int(self._policy.budget_s / self._call_s)
+        return max(1, min(share, fitting, self._policy.count_max))
+
+    def _drop_pending(self, indices: set[int]) -> list[int]:
+        """Take `indices` out of what waits; returns those that waited."""
+        dropped: list[int] = []
+        for queue in (self._pending, self._suspects):
+            kept: list[Range] = []
+            for start, stop in queue:
+                first = start
+                for index in range(start, stop):
+                    if index in indices:
+                        dropped.append(index)
+                        if first < index:
+                            kept.append((first, index))
+                        first = index + 1
+                if first < stop:
+                    kept.append((first, stop))
+            queue.clear()
+            queue.extend(kept)
+        return dropped
+
+    @abstractmethod
+    def _work(self, start: int, stop: int) -> SliceWork: ...
+
+    @abstractmethod
+    def _outcomes(self, start: int, stop: int, report: SliceReport) -> list[Outcome]: ...
+
+    @abstractmethod
+    def _failed(self, index: int, failure: Failure) -> Outcome: ...
+
+
+class TaskLane(Lane):
+    """Single activity calls of one function."""
+
+    def __init__(self, run: str, instance_id: str, target: ActivityTarget, policy: SlicePolicy) -> None:
+        super().__init__(run, instance_id, target, policy)
+        self._requests: dict[int, TaskRequest] = {}
+        self._index_of: dict[int, int] = {}
+        self._next_index = 0
+
+    def add(self, requests: Sequence[TaskRequest]) -> None:
+        """Let these calls wait for workers, in order."""
+        start = self._next_index
+        for request in requests:
+            self._requests[self._next_index] = request
+            self._index_of[request.task] = self._next_index
+            self._next_index += 1
+        self._pending.append((start, self._next_index))
+
+    @property
+    def tasks(self) -> Iterable[int]:
+        """The tasks that wait or run."""
+        return self._index_of.keys()
+
+    def knows(self, task: int) -> bool:
+        """Whether the task waits or runs."""
+        return task in self._index_of
+
+    def cancel(self, tasks: Iterable[int]) -> list[int]:
+        """Forget waiting calls; returns the slices in flight of which no call is wanted any more."""
+        unwanted = {self._index_of[task] for task in tasks if task in self._index_of}
+        for index in self._drop_pending(unwanted):
+            self._forget(index)
+        return [
+            slice_id
+            for slice_id, (start, stop) in self.in_flight.items()
+            if all(index in unwanted for index in range(start, stop))
+        ]
+
+    def _work(self, start: int, stop: int) -> SliceWork:
+        requests = [self._requests[index] for index in range(start, stop)]
+        return SliceWork(
+            run=self.run,
+            instance_id=self.instance_id,
+            target=self.target,
+            budget_s=self._policy.budget_s,
+            count=stop - start,
+            attempts=[request.attempt for request in requests],
+            keys=[f"{self.run}:{request.origin}" for request in requests],
+            calls=[request.input for request in requests],
+        )
+
+    def _outcomes(self, start: int, stop: int, report: SliceReport) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for index, outcome in zip(range(start, stop), report.outcomes, strict=True):
+            request = self._forget(index)
+            result, failure = (outcome, None) if isinstance(outcome, Payload) else (None, outcome)
+            outcomes.append(TaskOutcome(task=request.task, attempt=request.attempt, result=result, failure=failure))
+        return outcomes
+
+    def _failed(self, index: int, failure: Failure) -> Outcome:
+        request = self._forget(index)
+        return TaskOutcome(task=request.task, attempt=request.attempt, result=None, failure=failure)
+
+    def _forget(self, index: int) -> TaskRequest:
+        request = self._requests.pop(index)
+        del self._index_of[request.task]
+        return request
+
+
+class MapLane(Lane):
+    """The items of one map. The items stay encoded: slicing them looks at no value."""
+
+    def __init__(self, run: str, instance_id: str, request: MapRequest, policy: SlicePolicy) -> None:
+        super().__init__(run, instance_id, request.target, policy)
+        self.map = request.map
+        self._batch: Batch = open_batch(request.items)
+        self._attempts: dict[int, int] = {}
+
+    def add(self, request: MapRequest) -> None:
+        """Let these ranges wait for workers. Items of a later attempt are told apart by their own range."""
+        for start, stop in request.ranges:
+            if request.attempt > 1:
+                self._attempts.update(dict.fromkeys(range(start, stop), request.attempt))
+            self._pending.append((start, stop))
+
+    def cancel(self) -> list[int]:
+        """Forget all that waits; returns the slices in flight."""
+        self._pending.clear()
+        self._suspects.clear()
+        return list(self.in_flight)
+
+    def _work(self, start: int, stop: int) -> SliceWork:
+        return SliceWork(
+            run=self.run,
+            instance_id=self.instance_id,
+            target=self.target,
+            budget_s=self._policy.budget_s,
+            count=stop - start,
+            attempts=[self._attempts.get(start, 1)],
+            keys=[f"{self.run}:{self.map}"],
+            batch=self._batch.slice(start, stop),
+            first=start,
+        )
+
+    def _outcomes(self, start: int, stop: int, report: SliceReport) -> list[Outcome]:
+        assert report.results is not None, "a report on map items holds their results"
+        for index in range(start, stop) if self._attempts else ():
+            self._attempts.pop(index, None)
+        return [
+            MapOutcomes(
+                map=self.map, start=start, count=stop - start, results=report.results, failures=report.failures
+            )
+        ]
+
+    def _failed(self, index: int, failure: Failure) -> Outcome:
+        return MapOutcomes(
+            map=self.map, start=index, count=1, results=self._batch.slice(0, 0), failures=((0, failure),)
+        )

@@ -1,0 +1,173 @@
+"""What instances, the dispatcher and workers say to each other. Plain picklable data; nothing here is stored.
+
+An instance and the dispatcher speak by one call, `exchange`: the instance hands over what it wants started or dropped
+and which outcomes it has recorded; the answer brings outcomes. At most one exchange of an instance is parked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_durable.failure import Failure
+from ray_durable.payload import Payload
+from ray_durable.reference import FunctionReference
+
+__all__ = [
+    "ActivityTarget",
+    "Attachment",
+    "Exchange",
+    "ExchangeReply",
+    "MapOutcomes",
+    "MapRequest",
+    "Outcome",
+    "SliceReport",
+    "SliceWork",
+    "TaskOutcome",
+    "TaskRequest",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityTarget:
+    """What runs an activity: the function, its Ray options, and whether it runs in the orchestrator's process.
+
+    `key` is equal for equal functions and options: calls with one key may share a slice.
+    """
+
+    reference: FunctionReference
+    options: Mapping[str, Any]
+    is_local: bool
+    key: str
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskRequest:
+    """Run one activity call. `submission` counts how often this task was handed to a dispatcher, from 1."""
+
+    task: int
+    attempt: int
+    submission: int
+    origin: int
+    """The number of the first attempt's TaskScheduled: the stable part of the idempotency key."""
+    input: Payload
+    target: ActivityTarget
+
+
+@dataclass(slots=True, kw_only=True)
+class MapRequest:
+    """Run items of a map: all of `ranges` (start, stop) of `items`, as attempt `attempt`."""
+
+    map: int
+    attempt: int
+    submission: int
+    items: Payload
+    ranges: tuple[tuple[int, int], ...]
+    target: ActivityTarget
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskOutcome:
+    """The end of one activity call: a result or a failure."""
+
+    task: int
+    attempt: int
+    result: Payload | None
+    failure: Failure | None
+
+
+@dataclass(slots=True, kw_only=True)
+class MapOutcomes:
+    """The ends of the items `start` to `start + count - 1` of a map; `results` holds the successes, in order."""
+
+    map: int
+    start: int
+    count: int
+    results: Payload
+    failures: tuple[tuple[int, Failure], ...]
+
+
+Outcome = TaskOutcome | MapOutcomes
+
+
+@dataclass(slots=True, kw_only=True)
+class Attachment:
+    """The dispatcher's answer to an owner that (re)attaches: what it holds of this run, running, queued or finished.
+
+    `maps` gives the (start, stop) ranges of items, by map. `incarnation` tells one life of the dispatcher from the
+    next, which knows nothing of what the last one ran.
+    """
+
+    incarnation: str
+    tasks: frozenset[int]
+    maps: Mapping[int, tuple[tuple[int, int], ...]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """One call of an instance. `settled` are ids of outcomes that its log now holds; they are forgotten."""
+
+    run: str
+    instance_id: str
+    epoch: int
+    hub_epoch: int
+    incarnation: str
+    tasks: list[TaskRequest] = field(default_factory=list)
+    maps: list[MapRequest] = field(default_factory=list)
+    cancel: list[int] = field(default_factory=list)
+    settled: list[int] = field(default_factory=list)
+    is_leaving: bool = False
+    """The instance has ended: everything of this run is dropped."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ExchangeReply:
+    """Outcomes by id, and what keeps activities from starting, if anything does.
+
+    `is_detached`: this incarnation does not know the run; attach again. `is_superseded`: a newer owner is attached.
+    """
+
+    outcomes: dict[int, list[Outcome]] = field(default_factory=dict)
+    problem: str | None = None
+    is_detached: bool = False
+    is_superseded: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class SliceWork:
+    """What a worker gets: calls of one function, to be run in order until the time budget is spent.
+
+    `calls` are encoded arguments, one call each, with the parallel lists `attempts` and `keys` (idempotency keys). For
+    a map, `batch` holds the items instead; item i is item `first` + i of the map, `attempts` has one entry and `keys`
+    one prefix.
+    """
+
+    run: str
+    instance_id: str
+    target: ActivityTarget
+    budget_s: float
+    count: int
+    attempts: list[int]
+    keys: list[str]
+    calls: list[Payload] = field(default_factory=list)
+    batch: Payload | None = None
+    first: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class SliceReport:
+    """What a worker sends back: outcomes of the first `done` items, in order. The rest is untouched.
+
+    Calls give `outcomes` (a payload or a failure each); a batch gives `results` (the successes) and `failures` by
+    offset. `unresolved` tells that the function could not be loaded, `is_stale` that this worker holds an older source
+    of it: in both cases nothing ran.
+    """
+
+    done: int
+    elapsed_s: float
+    outcomes: list[Payload | Failure] = field(default_factory=list)
+    results: Payload | None = None
+    failures: tuple[tuple[int, Failure], ...] = ()
+    unresolved: Failure | None = None
+    is_stale: bool = False

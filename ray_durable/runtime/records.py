@@ -1,0 +1,272 @@
+"""Events of the engine as the lines of a segment, and back.
+
+storage/FORMAT.md fixes the form: one JSON object a line with `n`, `t` and `type`; payloads that are JSON stand in the
+line as themselves, small binary ones as base64, larger ones as raw sections behind the lines, blobs by their digest.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from ray_durable.engine import (
+    CustomStatusSet,
+    Event,
+    EventRaised,
+    ExecutionCompleted,
+    ExecutionStarted,
+    ExecutionTerminated,
+    MapCanceled,
+    MapCompleted,
+    MapItemsScheduled,
+    MapScheduled,
+    OwnerClaimed,
+    RuntimeStatus,
+    TaskCanceled,
+    TaskCompleted,
+    TaskFailed,
+    TaskScheduled,
+    TimerCanceled,
+    TimerCreated,
+    TimerFired,
+)
+from ray_durable.errors import CorruptLogError
+from ray_durable.failure import Failure
+from ray_durable.payload import Payload
+
+__all__ = ["decode_events", "encode_events"]
+
+_INLINE_BINARY_BYTES_MAX = 512
+"""Base64 costs a third more and nobody can read it: beyond this size a raw section is better."""
+
+_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=True).encode
+
+_E = TypeVar("_E", bound=Event)
+_Fields = Callable[[Any, list[bytes]], str]
+_Reader = Callable[[dict[str, Any], Sequence[bytes], dict[str, int]], Event]
+
+
+def encode_events(events: Iterable[Event]) -> tuple[list[bytes], list[bytes]]:
+    """The lines of `events`, and the binary sections that the lines refer to."""
+    sections: list[bytes] = []
+    lines: list[bytes] = []
+    for event in events:
+        kind = type(event)
+        fields = _WRITERS[kind](event, sections)
+        lines.append(f'{{"n":{event.number},"t":{event.time_us},"type":"{kind.__name__}"{fields}}}'.encode())
+    return lines, sections
+
+
+def decode_events(lines: Iterable[bytes], sections: Sequence[bytes], *, key: str) -> list[Event]:
+    """Inverse of `encode_events`. `key` names the object in errors.
+
+    Raises:
+        CorruptLogError: a line that is no event, or an event type that this version does not know.
+    """
+    events: list[Event] = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            reader = _READERS.get(record["type"])
+            if reader is None:
+                raise CorruptLogError(
+                    f"{key} holds an event of type {record['type']!r}, which this version of ray_durable does not know: "
+                    "upgrade ray_durable on every machine of the cluster",
+                    key=key,
+                )
+            events.append(reader(record, sections, {"number": record["n"], "time_us": record["t"]}))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CorruptLogError(f"{key} holds a line that is no event ({error!r}): {line[:200]!r}", key=key) from error
+    return events
+
+
+def _payload_text(payload: Payload, sections: list[bytes]) -> str:
+    if payload.blob is not None:
+        return _text({"encoding": payload.encoding, "blob": payload.blob, "size": payload.size})
+    if payload.encoding == "json":
+        return f'{{"json":{payload.bytes.decode()}}}'
+    if payload.size <= _INLINE_BINARY_BYTES_MAX:
+        return f'{{"{payload.encoding}":"{base64.b64encode(payload.bytes).decode()}"}}'
+    sections.append(payload.bytes)
+    return _text({"encoding": payload.encoding, "section": len(sections) - 1, "size": payload.size})
+
+
+def _payload(fields: dict[str, Any], sections: Sequence[bytes]) -> Payload:
+    if "json" in fields:
+        return Payload.of("json", _text(fields["json"]).encode())
+    if "blob" in fields:
+        return Payload(encoding=fields["encoding"], data=None, size=fields["size"], blob=fields["blob"])
+    if "section" in fields:
+        return Payload.of(fields["encoding"], bytes(sections[fields["section"]]))
+    ((encoding, encoded),) = fields.items()
+    return Payload.of(encoding, base64.b64decode(encoded, validate=True))
+
+
+def _failure_json(failure: Failure) -> dict[str, Any]:
+    fields: dict[str, Any] = {"kind": failure.kind, "type": failure.type_name, "message": failure.message}
+    if failure.traceback:
+        fields["traceback"] = failure.traceback
+    if failure.non_retryable:
+        fields["non_retryable"] = True
+    if failure.cause is not None:
+        fields["cause"] = _failure_json(failure.cause)
+    return fields
+
+
+def _failure(fields: dict[str, Any]) -> Failure:
+    return Failure(
+        kind=fields["kind"],
+        type_name=fields["type"],
+        message=fields["message"],
+        traceback=fields.get("traceback", ""),
+        non_retryable=fields.get("non_retryable", False),
+        cause=_failure(fields["cause"]) if "cause" in fields else None,
+    )
+
+
+def _write_started(event: ExecutionStarted, sections: list[bytes]) -> str:
+    fields: dict[str, Any] = {
+        "instance": event.instance_id,
+        "run": event.run,
+        "execution": event.execution,
+        "name": event.name,
+        "request_id": event.request_id,
+    }
+    if event.reference is not None:
+        fields["reference"] = event.reference
+    if event.parent is not None:
+        fields["parent"] = dict(zip(("instance", "execution", "task"), event.parent, strict=True))
+    return f',{_text(fields)[1:-1]},"input":{_payload_text(event.input, sections)}'
+
+
+def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: dict[str, int]) -> Event:
+    parent = record.get("parent")
+    return ExecutionStarted(
+        **place,
+        instance_id=record["instance"],
+        run=record["run"],
+        execution=record["execution"],
+        name=record["name"],
+        request_id=record["request_id"],
+        reference=record.get("reference"),
+        parent=(parent["instance"], parent["execution"], parent["task"]) if parent else None,
+        input=_payload(record["input"], sections),
+    )
+
+
+def _write_claimed(event: OwnerClaimed, _: list[bytes]) -> str:
+    fields = {"epoch": event.epoch, "hub_epoch": event.hub_epoch, "host": event.host, "pid": event.pid}
+    return f',{_text({**fields, "attempts": event.attempts})[1:-1]}'
+
+
+def _read_claimed(record: dict[str, Any], _: Sequence[bytes], place: dict[str, int]) -> Event:
+    return OwnerClaimed(
+        **place,
+        epoch=record["epoch"],
+        hub_epoch=record["hub_epoch"],
+        host=record["host"],
+        pid=record["pid"],
+        attempts=tuple((task, attempt) for task, attempt in record["attempts"]),
+    )
+
+
+def _write_task(event: TaskScheduled, sections: list[bytes]) -> str:
+    retry = "" if event.retry_of is None else f',"retry_of":{event.retry_of}'
+    name = _text(event.name)
+    return f',"name":{name},"attempt":{event.attempt}{retry},"input":{_payload_text(event.input, sections)}'
+
+
+def _read_task(record: dict[str, Any], sections: Sequence[bytes], place: dict[str, int]) -> Event:
+    return TaskScheduled(
+        **place,
+        name=record["name"],
+        attempt=record["attempt"],
+        retry_of=record.get("retry_of"),
+        input=_payload(record["input"], sections),
+    )
+
+
+def _write_map_completed(event: MapCompleted, sections: list[bytes]) -> str:
+    fields: dict[str, Any] = {"map": event.map, "start": event.start, "count": event.count}
+    if event.failures:
+        fields["failures"] = [[offset, _failure_json(failure)] for offset, failure in event.failures]
+    return f',{_text(fields)[1:-1]},"results":{_payload_text(event.results, sections)}'
+
+
+def _read_map_completed(record: dict[str, Any], sections: Sequence[bytes], place: dict[str, int]) -> Event:
+    return MapCompleted(
+        **place,
+        map=record["map"],
+        start=record["start"],
+        count=record["count"],
+        results=_payload(record["results"], sections),
+        failures=tuple((offset, _failure(failure)) for offset, failure in record.get("failures", ())),
+    )
+
+
+def _write_ended(event: ExecutionCompleted, sections: list[bytes]) -> str:
+    result = "" if event.result is None else f',"result":{_payload_text(event.result, sections)}'
+    failure = "" if event.failure is None else f',"failure":{_text(_failure_json(event.failure))}'
+    return f',"status":"{event.status.value}"{result}{failure}'
+
+
+def _read_ended(record: dict[str, Any], sections: Sequence[bytes], place: dict[str, int]) -> Event:
+    return ExecutionCompleted(
+        **place,
+        status=RuntimeStatus(record["status"]),
+        result=_payload(record["result"], sections) if "result" in record else None,
+        failure=_failure(record["failure"]) if "failure" in record else None,
+    )
+
+
+_WRITERS: dict[type[Event], _Fields] = {
+    ExecutionStarted: _write_started,
+    OwnerClaimed: _write_claimed,
+    TaskScheduled: _write_task,
+    TaskCompleted: lambda e, s: f',"task":{e.task},"attempt":{e.attempt},"result":{_payload_text(e.result, s)}',
+    TaskFailed: lambda e, _: f',"task":{e.task},"attempt":{e.attempt},"failure":{_text(_failure_json(e.failure))}',
+    TaskCanceled: lambda e, _: f',"task":{e.task}',
+    MapScheduled: lambda e, s: f',"name":{_text(e.name)},"count":{e.count},"items":{_payload_text(e.items, s)}',
+    MapItemsScheduled: lambda e, _: f',"map":{e.map},"attempt":{e.attempt},"items":{_text(e.items)}',
+    MapCompleted: _write_map_completed,
+    MapCanceled: lambda e, _: f',"map":{e.map}',
+    TimerCreated: lambda e, _: f',"due":{e.due_us}',
+    TimerFired: lambda e, _: f',"timer":{e.timer}',
+    TimerCanceled: lambda e, _: f',"timer":{e.timer}',
+    EventRaised: lambda e, s: f',{_text({"name": e.name, "event_id": e.event_id})[1:-1]},"value":{_payload_text(e.value, s)}',
+    CustomStatusSet: lambda e, s: f',"value":{_payload_text(e.value, s)}',
+    ExecutionTerminated: lambda e, _: f',{_text({"reason": e.reason, "request_id": e.request_id})[1:-1]}',
+    ExecutionCompleted: _write_ended,
+}
+
+_READERS: dict[str, _Reader] = {
+    "ExecutionStarted": _read_started,
+    "OwnerClaimed": _read_claimed,
+    "TaskScheduled": _read_task,
+    "TaskCompleted": lambda r, s, at: TaskCompleted(
+        **at, task=r["task"], attempt=r["attempt"], result=_payload(r["result"], s)
+    ),
+    "TaskFailed": lambda r, _, at: TaskFailed(
+        **at, task=r["task"], attempt=r["attempt"], failure=_failure(r["failure"])
+    ),
+    "TaskCanceled": lambda r, _, at: TaskCanceled(**at, task=r["task"]),
+    "MapScheduled": lambda r, s, at: MapScheduled(
+        **at, name=r["name"], count=r["count"], items=_payload(r["items"], s)
+    ),
+    "MapItemsScheduled": lambda r, _, at: MapItemsScheduled(
+        **at, map=r["map"], attempt=r["attempt"], items=tuple(r["items"])
+    ),
+    "MapCompleted": _read_map_completed,
+    "MapCanceled": lambda r, _, at: MapCanceled(**at, map=r["map"]),
+    "TimerCreated": lambda r, _, at: TimerCreated(**at, due_us=r["due"]),
+    "TimerFired": lambda r, _, at: TimerFired(**at, timer=r["timer"]),
+    "TimerCanceled": lambda r, _, at: TimerCanceled(**at, timer=r["timer"]),
+    "EventRaised": lambda r, s, at: EventRaised(
+        **at, name=r["name"], event_id=r["event_id"], value=_payload(r["value"], s)
+    ),
+    "CustomStatusSet": lambda r, s, at: CustomStatusSet(**at, value=_payload(r["value"], s)),
+    "ExecutionTerminated": lambda r, _, at: ExecutionTerminated(**at, reason=r["reason"], request_id=r["request_id"]),
+    "ExecutionCompleted": _read_ended,
+}
