@@ -1,6 +1,6 @@
 """Who may import whom: read from the syntax tree of every module, so that no import hides in a branch or a function.
 
-    base  <-  engine | storage | codec  <-  authoring, registry, context  <-  runtime  <-  client, handle  <-  faces
+    base  <-  engine | storage | codec  <-  authoring, context, ...  <-  runtime  <-  client, handle  <-  faces
 
 An arrow points from what is imported to what imports it, and may skip layers. The rules are data (`LAYERS` and the
 constants after it); a module of the package that no layer names fails the test, so that it gets its place on purpose.
@@ -41,7 +41,10 @@ ENDS = frozenset({"client", "handle"})
 LAYERS = (
     Layer(members=BASE, siblings=True),
     Layer(members=frozenset({"engine", "storage", "codec"}), siblings=False),
-    Layer(members=frozenset({"activity_context", "authoring", "capture", "context", "function", "registry"}), siblings=True),
+    Layer(
+        members=frozenset({"activity_context", "authoring", "capture", "context", "function", "registry"}),
+        siblings=True,
+    ),
     Layer(members=frozenset({"runtime"}), siblings=True),
     Layer(members=ENDS, siblings=True),
     Layer(members=frozenset({"web", "cli", "notebook"}), siblings=False, sees=BASE | ENDS),
