@@ -179,8 +179,13 @@ def test_reading_needs_no_ray() -> None:
 
 
 def test_every_module_says_what_is_public() -> None:
-    """Each module assigns `__all__`."""
-    silent = [path.name for path in sorted(PACKAGE_DIR.rglob("*.py")) if "__all__" not in path.read_text("utf-8")]
+    """Each module that holds more than its docstring assigns `__all__`."""
+    silent = []
+    for path in sorted(PACKAGE_DIR.rglob("*.py")):
+        body = ast.parse(path.read_bytes()).body
+        names = {ast.unparse(target) for node in body if isinstance(node, ast.Assign) for target in node.targets}
+        if len(body) > 1 and "__all__" not in names:
+            silent.append(path.relative_to(PACKAGE_DIR).as_posix())
     assert silent == []
 
 
