@@ -26,7 +26,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -297,7 +297,8 @@ def run(roots: list[str], output: str, *, kill_halfway: bool, console: Console) 
     try:
         with closing(durable.connect()) as hub:
             handle, resumed = attach(hub, roots, output)
-            console.print(f"{'Going on with' if resumed else 'Started'} {handle.instance_id}: {', '.join(roots)}")
+            begun = "Going on with" if resumed else "Started"
+            console.print(f"{begun} {handle.instance_id}: {', '.join(roots)}", soft_wrap=True)
             killer = Killer(handle, console) if kill_halfway else None
             follow(handle, killer, console)
     except KeyboardInterrupt:
@@ -305,7 +306,7 @@ def run(roots: list[str], output: str, *, kill_halfway: bool, console: Console) 
         return 130
     table = pq.read_table(output)
     show_table(table, roots, console)
-    console.print(f"Table: {output}\n")
+    console.print(f"Table: {output}\n", soft_wrap=True)
     right = killer is None or check_table(table, roots, killer, console)
     return 0 if check_ledger(table, ledger_of(output, handle.instance_id), resumed, console) and right else 1
 
@@ -318,7 +319,7 @@ def check_table(table: pa.Table, roots: list[str], killer: Killer, console: Cons
         )
         return False
     with console.status("Computing the same table plainly, without ray_durable"):
-        same = table.equals(compute_plainly(roots))
+        same: bool = table.equals(compute_plainly(roots))
     if same:
         console.print("A plain computation without ray_durable gives the same table.")
     else:
@@ -331,9 +332,11 @@ def check_ledger(table: pa.Table, ledger: str, resumed: bool, console: Console) 
     count = ExecutionCount.of(table["path"].to_pylist(), count_executions(ledger))
     show_executions(count, resumed=resumed, console=console)
     if not count.keeps_promise(resumed=resumed):
-        console.print(f"The ledger is in {ledger}", style="red")
+        console.print(f"The ledger is in {ledger}", style="red", soft_wrap=True)
         return False
     shutil.rmtree(ledger, ignore_errors=True)
+    with suppress(OSError):  # The folder of all ledgers goes with the last one.
+        os.rmdir(os.path.dirname(ledger))
     return True
 
 

@@ -37,14 +37,15 @@ class Layer:
 BASE = frozenset({"errors", "failure", "payload", "reference", "retry"})
 ENDS = frozenset({"client", "handle"})
 
+AUTHORING = frozenset(
+    {"function", "authoring", "registry", "capture", "target", "context", "replay_logger", "activity_context"}
+)
+
 # From the bottom to the top. `__init__` is the package itself: it collects the public names and nobody imports it.
 LAYERS = (
     Layer(members=BASE, siblings=True),
     Layer(members=frozenset({"engine", "storage", "codec"}), siblings=False),
-    Layer(
-        members=frozenset({"activity_context", "authoring", "capture", "context", "function", "registry"}),
-        siblings=True,
-    ),
+    Layer(members=AUTHORING, siblings=True),
     Layer(members=frozenset({"runtime"}), siblings=True),
     Layer(members=ENDS, siblings=True),
     Layer(members=frozenset({"web", "cli", "notebook"}), siblings=False, sees=BASE | ENDS),
