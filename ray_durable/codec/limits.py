@@ -9,10 +9,11 @@ __all__ = ["Limits", "Trust"]
 
 
 class Trust(enum.Enum):
-    """Where the bytes of this codec come from, which decides whether pickle is written and read.
+    """Where the bytes of a codec come from, which decides whether pickle is written and read.
 
     PRIVATE_LOCAL_ROOT is the runtime's promise that the root is a folder which only the current user can write.
-    SIGNING_KEY is reserved: bytes authenticated with the hub's key before they reach a codec.
+    SIGNING_KEY is reserved for bytes that were authenticated with the hub's key before they reach a codec; until that
+    exists it allows nothing.
     """
 
     NONE = "none"
@@ -30,11 +31,13 @@ class Limits:
     """Limits of payloads.
 
     `inline_bytes_max`: the runtime stores larger payloads as blobs. `payload_bytes_max`: larger ones are refused, when
-    written and when read. `expansion_ratio_max`: the most that a compressed payload may grow on reading, once it grows
-    over `payload_bytes_max`'s share of it. `json_depth_max`: how deep lists and dicts may nest in JSON.
+    written, when read, and by the size that compressed ones would grow to. `expansion_ratio_max`: compressed columns
+    may not grow by more than this factor, except up to `expansion_free_bytes`, which constant columns need.
+    `batch_items_max`: the most values of one batch.
     """
 
     inline_bytes_max: int = 64 * 1024
     payload_bytes_max: int = 256 * 1024 * 1024
     expansion_ratio_max: int = 200
-    json_depth_max: int = 128
+    expansion_free_bytes: int = 64 * 1024 * 1024
+    batch_items_max: int = 10_000_000
