@@ -76,11 +76,7 @@ def _from_table(kind: bytes | None, table: Any) -> Any:
         return table
     if kind == b"record_batch":
         batches = table.combine_chunks().to_batches()
-        return (
-            batches[0]
-            if batches
-            else pa.RecordBatch.from_arrays([pa.array([], f.type) for f in table.schema], schema=table.schema)
-        )
+        return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
     if kind == b"chunked_array":
         return table.column(0)
     if kind == b"array":
@@ -124,17 +120,15 @@ def _table_to_pandas(kind: bytes, table: Any) -> Any:
 
 
 def _same_pandas(one: Any, other: Any) -> bool:
+    """Whether two frames, or two series, are the same; AssertionError from pandas' own comparison if not."""
     import pandas as pd
-    from pandas.testing import assert_frame_equal, assert_series_equal
 
-    check = assert_frame_equal if isinstance(one, pd.DataFrame) else assert_series_equal
-    check(one, other, check_exact=True, check_column_type="exact") if isinstance(one, pd.DataFrame) else check(
-        one, other, check_exact=True
-    )
-    columns = [one[name] for name in one.columns] if isinstance(one, pd.DataFrame) else [one]
-    others = [other[name] for name in other.columns] if isinstance(one, pd.DataFrame) else [other]
+    if isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+        pairs = [(one[name], other[name]) for name in one.columns]
+    else:
+        pd.testing.assert_series_equal(one, other, check_exact=True)
+        pairs = [(one, other)]
     # An object column may hold 1 and come back with 1.0: compare its Python objects one by one.
-    pairs = [*zip(columns, others, strict=True), (one.index, other.index)]
-    return same(one.attrs, other.attrs) and all(
-        same(left.tolist(), right.tolist()) for left, right in pairs if left.dtype == object
-    )
+    objects = [(left, right) for left, right in [*pairs, (one.index, other.index)] if left.dtype == object]
+    return same(one.attrs, other.attrs) and all(same(left.tolist(), right.tolist()) for left, right in objects)

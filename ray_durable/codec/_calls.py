@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,8 +83,8 @@ class CallSignature:
         """The codec of the first `count` positional arguments as one tuple; `is_any` if their types do not combine."""
         found = self._tuples.get(count)
         if found is None:
-            annotation = tuple[tuple(self._annotation(index) for index in range(count))]  # type: ignore[misc]
-            found = self._tuples[count] = type_codec(annotation)
+            annotations = tuple(self._annotation(index) for index in range(count))
+            found = self._tuples[count] = type_codec(types.GenericAlias(tuple, annotations))
         return found
 
     def argument_name(self, index: int) -> str:

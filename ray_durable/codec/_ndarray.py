@@ -30,7 +30,8 @@ def encode_ndarray(value: Any) -> bytes | None:
         return None
     order = "F" if not is_scalar and value.flags.fnc and not value.flags.c_contiguous else "C"
     head = {"dtype": description, "shape": value.shape, "order": order, "scalar": is_scalar}
-    return json.dumps(head, separators=(",", ":")).encode() + b"\n" + value.tobytes(order=order)
+    body: bytes = value.tobytes(order=order)
+    return json.dumps(head, separators=(",", ":")).encode() + b"\n" + body
 
 
 def decode_ndarray(data: bytes) -> Any:
@@ -65,7 +66,8 @@ def _dtype(description: Any) -> np.dtype[Any]:
         )
         for name, kind, *shape in description
     ]
-    return np.dtype(fields)
+    dtype: np.dtype[Any] = np.dtype(fields)
+    return dtype
 
 
 def _field_type(kind: Any) -> Any:

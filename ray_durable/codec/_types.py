@@ -152,7 +152,8 @@ def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
     """Pydantic's view of the type; None for types that it does not know (arrays, tables, arbitrary classes)."""
     try:
         # The alias carries our settings to types that would refuse them, such as dataclasses. Models keep their own.
-        return TypeAdapter(TypeAliasType("Value", annotation), config=_CONFIG)
+        alias: Any = TypeAliasType("Value", annotation)
+        return TypeAdapter(alias, config=_CONFIG)
     except Exception:
         return None
 
@@ -210,7 +211,7 @@ def _serializer(adapter: TypeAdapter[Any]) -> SchemaSerializer:
     """The adapter's serializer, with sets in sorted order, so that equal values have equal bytes in every process."""
     schema, changed = _with_sorted_sets(adapter.core_schema)
     if not changed:
-        return typing.cast(SchemaSerializer, adapter.serializer)
+        return adapter.serializer
     settings = core_schema.CoreConfig(ser_json_bytes="base64", ser_json_inf_nan="constants")
     return SchemaSerializer(typing.cast(CoreSchema, schema), settings)
 

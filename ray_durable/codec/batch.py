@@ -172,9 +172,8 @@ def _from_table(table: Any, limits: Limits) -> Batch:
     if table.num_rows > limits.batch_items_max:
         raise ValueError(f"{table.num_rows} items are over the limit of {limits.batch_items_max}")
     column = table.column(0)
-    values = (
-        column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-    )
+    chunks = column.chunks or [pa.array([], column.type)]
+    values = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     if values.null_count and values.type != pa.null():
         raise ValueError("it has nulls where values belong")
     return Batch(values, items=items, reader=reader)
