@@ -19,6 +19,7 @@ __all__ = ["decode_arrow", "encode_arrow"]
 
 _KIND = b"ray_durable.kind"
 _COLUMN = "values"
+_PANDAS_KINDS = (b"dataframe", b"series")
 
 
 def encode_arrow(value: Any, *, allow_extensions: bool) -> bytes | None:
@@ -32,13 +33,14 @@ def encode_arrow(value: Any, *, allow_extensions: bool) -> bytes | None:
     sink = pa.BufferOutputStream()
     try:
         with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
+            for batch in table.to_batches() or [_empty_batch(table)]:
+                writer.write_batch(batch)
     except pa.ArrowException:
         return None
     data: bytes = sink.getvalue().to_pybytes()
     if not allow_extensions and inspect_stream(data).has_extensions:
         return None
-    return data
+    return data if kind not in _PANDAS_KINDS or _pandas_survives(value, data) else None
 
 
 def decode_arrow(data: bytes, limits: Limits, *, allow_extensions: bool, where: str) -> Any:
@@ -47,6 +49,10 @@ def decode_arrow(data: bytes, limits: Limits, *, allow_extensions: bool, where: 
     check_expansion(facts, data, limits, where=where)
     if facts.has_extensions and not allow_extensions:
         raise ValueError("it has Arrow extension types, which are read from a private local root only")
+    return _read(data)
+
+
+def _read(data: bytes) -> Any:
     with pa.ipc.open_stream(data) as reader:
         table = reader.read_all()
     table.validate(full=True)
@@ -82,7 +88,7 @@ def _from_table(kind: bytes | None, table: Any) -> Any:
     if kind == b"array":
         column = table.column(0).combine_chunks()
         return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if kind in (b"dataframe", b"series"):
+    if kind in _PANDAS_KINDS:
         return _table_to_pandas(kind, table)
     raise ValueError(f"unknown kind of table {kind!r}")
 
@@ -103,10 +109,10 @@ def _pandas_to_table(value: Any) -> tuple[bytes, Any] | None:
         else:
             kind = b"dataframe"
             table = pa.Table.from_pandas(value)
-        return (kind, table) if _same_pandas(value, _table_to_pandas(kind, table)) else None
     except Exception:
         # from_pandas refuses mixed columns, duplicate names and more, each with an exception of its own.
         return None
+    return kind, table
 
 
 def _table_to_pandas(kind: bytes, table: Any) -> Any:
@@ -119,16 +125,27 @@ def _table_to_pandas(kind: bytes, table: Any) -> Any:
     return series
 
 
-def _same_pandas(one: Any, other: Any) -> bool:
-    """Whether two frames, or two series, are the same; AssertionError from pandas' own comparison if not."""
+def _empty_batch(table: Any) -> Any:
+    """The batch of a table without rows: written all the same, since it brings the dictionaries of categories."""
+    columns = [column.chunk(0) if column.num_chunks else pa.array([], column.type) for column in table.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
+
+
+def _pandas_survives(one: Any, data: bytes) -> bool:
+    """Whether a frame or series is read back from `data` as it was."""
     import pandas as pd
 
-    if isinstance(one, pd.DataFrame):
-        pd.testing.assert_frame_equal(one, other, check_exact=True)
-        pairs = [(one[name], other[name]) for name in one.columns]
-    else:
-        pd.testing.assert_series_equal(one, other, check_exact=True)
-        pairs = [(one, other)]
+    try:
+        other = _read(data)
+        if isinstance(one, pd.DataFrame):
+            pd.testing.assert_frame_equal(one, other, check_exact=True)
+            pairs = [(one[name], other[name]) for name in one.columns]
+        else:
+            pd.testing.assert_series_equal(one, other, check_exact=True)
+            pairs = [(one, other)]
+    except Exception:
+        # An AssertionError if they differ; other exceptions if their values cannot be compared.
+        return False
     # An object column may hold 1 and come back with 1.0: compare its Python objects one by one.
     objects = [(left, right) for left, right in [*pairs, (one.index, other.index)] if left.dtype == object]
     return same(one.attrs, other.attrs) and all(same(left.tolist(), right.tolist()) for left, right in objects)

@@ -16,6 +16,7 @@ Many values are a "batch" (`batch`). No type ever comes from the data.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -203,11 +204,13 @@ class Codec:
 
     def _decode_json_call(self, call: CallSignature, data: bytes, where: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         count = call.exact_count
-        try:
-            if count is not None and data.startswith(b"["):
-                codec = call.tuple_codec(count)
-                if not codec.is_any:
+        if count is not None and data.startswith(b"["):
+            codec = call.tuple_codec(count)
+            if not codec.is_any:
+                # The usual call in one go. If it does not fit, the way argument by argument says which one is wrong.
+                with contextlib.suppress(ValueError):
                     return codec.decode(data), {}
+        try:
             raw = pydantic_core.from_json(data)
         except ValueError as error:
             raise _mismatch(where, f"{call.name}{call.signature}", error) from error

@@ -49,21 +49,22 @@ def inspect_stream(data: bytes) -> StreamFacts:
     return StreamFacts(rows=rows, expanded_bytes=expanded, has_extensions=extensions)
 
 
-def check_expansion(facts: StreamFacts, data: bytes, limits: Limits, *, where: str) -> None:
-    """Raise PayloadTooLargeError if reading the stream would take more memory than `limits` allow."""
-    free = max(limits.expansion_free_bytes, len(data) * limits.expansion_ratio_max)
-    limit = min(limits.payload_bytes_max, free)
-    # Columns of nothing but nulls have rows and no bytes.
-    rows_max = 8 * facts.expanded_bytes + limits.batch_items_max
-    if facts.expanded_bytes > limit or facts.rows > rows_max:
-        size = max(facts.expanded_bytes, facts.rows)
-        raise PayloadTooLargeError(
-            f"{where}: a compressed payload of {len(data)} bytes would grow to {size}, over the limit of {limit}; "
-            "if it is yours, raise the limits' payload_bytes_max or expansion_ratio_max",
-            where=where,
-            size_bytes=size,
-            limit_bytes=limit,
-        )
+def check_expansion(
+    facts: StreamFacts, data: bytes, limits: Limits, *, rows_max: int | None = None, where: str
+) -> None:
+    """Raise PayloadTooLargeError if reading the stream would take more memory, or give more rows, than is allowed."""
+    bytes_max = min(limits.payload_bytes_max, max(limits.expansion_free_bytes, len(data) * limits.expansion_ratio_max))
+    # Columns of nothing but nulls have rows and no bytes; a row with a value has at least a bit.
+    rows_max = rows_max if rows_max is not None else 8 * facts.expanded_bytes + limits.batch_items_max
+    for unit, count, limit in (("bytes", facts.expanded_bytes, bytes_max), ("rows", facts.rows, rows_max)):
+        if count > limit:
+            raise PayloadTooLargeError(
+                f"{where}: a payload of {len(data)} bytes would grow to {count} {unit}, over the limit of {limit}; if "
+                "it is yours, raise the limits",
+                where=where,
+                size_bytes=count,
+                limit_bytes=limit,
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

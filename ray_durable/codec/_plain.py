@@ -6,16 +6,38 @@ Exact types only. A subclass (an IntEnum, a defaultdict) would come back as its 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pydantic_core
 
 from ray_durable.codec._same import same
 
-__all__ = ["JSON_DEPTH_MAX", "SCALARS", "is_plain", "json_encoding", "plain_as_is", "plain_from_as_is", "to_json"]
+__all__ = [
+    "JSON_DEPTH_MAX",
+    "SCALARS",
+    "has_long_number",
+    "is_plain",
+    "json_encoding",
+    "plain_as_is",
+    "plain_from_as_is",
+    "to_json",
+]
+    "JSON_DEPTH_MAX",
+    "SCALARS",
+    "has_long_number",
+    "is_plain",
+    "json_encoding",
+    "plain_as_is",
+    "plain_from_as_is",
+    "to_json",
+]
 
 # Parsers stop at 200 levels and serializers at 255: what is written must stay readable for all of them.
 JSON_DEPTH_MAX = 128
+# Serializers write longer ints, parsers and Python itself refuse them.
+_DIGITS_MAX = 4_000
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % _DIGITS_MAX)
 SCALARS = frozenset({type(None), bool, int, float, str})
 
 
@@ -46,7 +68,12 @@ def to_json(value: Any) -> tuple[str, bytes] | None:
         data = pydantic_core.to_json(value, inf_nan_mode="constants")
     except ValueError:
         return None
-    return json_encoding(data), data
+    return None if has_long_number(data) else (json_encoding(data), data)
+
+
+def has_long_number(data: bytes) -> bool:
+    """Whether JSON text may hold a number that is too long to be parsed again."""
+    return len(data) > _DIGITS_MAX and _LONG_NUMBER.search(data) is not None
 
 
 def json_encoding(data: bytes) -> str:

@@ -66,13 +66,14 @@ def _same_attributes(one: Any, other: Any) -> bool:
 
 
 def _same_time(one: Any, other: Any) -> bool:
-    """Equal clocks, offsets and folds. A zone with rules (ZoneInfo) is more than the offset that ISO 8601 holds."""
-    if one.replace(tzinfo=None) != other.replace(tzinfo=None) or one.fold != other.fold:
+    """Equal clocks and offsets. A zone with rules (ZoneInfo) is more than the offset that ISO 8601 holds."""
+    if one.replace(tzinfo=None) != other.replace(tzinfo=None):
         return False
-    if one.tzinfo is None or other.tzinfo is None:
-        return one.tzinfo is other.tzinfo
-    return one.tzinfo == other.tzinfo or (_is_fixed(one.tzinfo) and one.utcoffset() == other.utcoffset())
+    if _is_fixed(one.tzinfo) and _is_fixed(other.tzinfo):
+        return bool(one.utcoffset() == other.utcoffset())
+    # Without a fixed offset, the fold tells apart the two passes of a repeated hour.
+    return bool(one.tzinfo == other.tzinfo and one.fold == other.fold)
 
 
-def _is_fixed(zone: datetime.tzinfo) -> bool:
+def _is_fixed(zone: datetime.tzinfo | None) -> bool:
     return isinstance(zone, datetime.timezone) or type(zone).__module__.startswith("pydantic_core")

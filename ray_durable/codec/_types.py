@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, SchemaSerializer, core_schema
 from typing_extensions import TypeAliasType
 
-from ray_durable.codec._plain import SCALARS, is_plain, json_encoding, to_json
+from ray_durable.codec._plain import SCALARS, has_long_number, is_plain, json_encoding, to_json
 from ray_durable.codec._same import same
 
 __all__ = ["TypeCodec", "describe_mismatch", "join", "type_codec"]
@@ -71,7 +71,7 @@ class TypeCodec:
         except ValueError:
             return None
         joined = join(texts)
-        if len(texts) != len(values) or json_encoding(joined) != "json":
+        if len(texts) != len(values) or json_encoding(joined) != "json" or has_long_number(joined):
             return None
         if self._check is None:
             try:

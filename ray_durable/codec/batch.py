@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from ray_durable.codec._ipc import check_expansion, inspect_stream
 from ray_durable.codec.limits import Limits
-from ray_durable.errors import SerializationError
+from ray_durable.errors import PayloadTooLargeError, SerializationError
 from ray_durable.payload import Payload
 
 __all__ = ["Batch", "batch_length", "concat_batches", "open_batch", "slice_batch"]
@@ -99,15 +99,14 @@ def open_batch(payload: Payload, *, limits: Limits | None = None, where: str = "
         facts = inspect_stream(data)
         if facts.has_extensions:
             raise ValueError("it has extension types")
-        check_expansion(facts, data, limits, where=where)
+        check_expansion(facts, data, limits, rows_max=limits.batch_items_max, where=where)
         with pa.ipc.open_stream(data) as reader:
             table = reader.read_all()
         table.validate(full=True)
-        return _from_table(table, limits)
-    except (ValueError, pa.ArrowException) as error:
-        # PayloadTooLargeError is a ValueError too, and says more than we could.
-        if isinstance(error, SerializationError) or hasattr(error, "limit_bytes"):
-            raise
+        return _from_table(table)
+    except PayloadTooLargeError:
+        raise
+    except (ValueError, OSError, pa.ArrowException) as error:
         raise _damaged(where, str(error)) from error
 
 
@@ -163,14 +162,12 @@ def _write(values: Any, items: str, reader: str, *, compress: bool) -> Payload:
     return Payload.of(_ENCODING, data)
 
 
-def _from_table(table: Any, limits: Limits) -> Batch:
+def _from_table(table: Any) -> Batch:
     metadata = table.schema.metadata or {}
     items, reader = metadata.get(_ITEMS, b"").decode(), metadata.get(_READER, b"").decode()
     allowed = {"native": _NATIVE_TYPES, "json": _TEXT_TYPES, "payload": _TEXT_TYPES}.get(items, ())
     if table.num_columns != 1 or table.schema.field(0).type not in allowed or reader not in ("annotation", "exact"):
         raise ValueError("its column is not of a known form")
-    if table.num_rows > limits.batch_items_max:
-        raise ValueError(f"{table.num_rows} items are over the limit of {limits.batch_items_max}")
     column = table.column(0)
     chunks = column.chunks or [pa.array([], column.type)]
     values = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
