@@ -26,7 +26,6 @@ from typing import Any, Protocol
 from ray_durable.failure import Failure
 from ray_durable.runtime.lanes import Lane, MapLane, Range, SlicePolicy, TaskLane
 from ray_durable.runtime.messages import (
-    ActivityTarget,
     Attachment,
     Exchange,
     ExchangeReply,
@@ -38,6 +37,7 @@ from ray_durable.runtime.messages import (
     TaskOutcome,
     TaskRequest,
 )
+from ray_durable.target import ActivityTarget
 
 __all__ = ["Dispatcher", "Launcher", "RunningSlice"]
 
@@ -88,6 +88,8 @@ class _Session:
     maps: dict[int, MapLane] = field(default_factory=dict)
     unsettled: dict[int, list[Outcome]] = field(default_factory=dict)
     finished_tasks: set[int] = field(default_factory=set)
+    withdrawn: set[int] = field(default_factory=set)
+    """Numbers cancelled so far. Calls between actors may overtake each other, a cancellation its own submission."""
     undelivered: deque[int] = field(default_factory=deque)
     parked: asyncio.Future[None] | None = None
     problem: str | None = None
@@ -161,9 +163,8 @@ class Dispatcher:
             return ExchangeReply()
         if session is None:
             session = self._sessions[request.run] = _Session(request.run, request.instance_id)
-        if request.epoch > session.epoch:
-            session.epoch = request.epoch
-            # What was delivered to an earlier owner and not recorded is delivered again.
+        session.epoch = request.epoch
+        if request.is_fresh:
             session.undelivered = deque(session.unsettled)
             session.reported_problem = None
         for outcome_id in request.settled:
@@ -208,7 +209,7 @@ class Dispatcher:
     def _submit(self, session: _Session, tasks: list[TaskRequest], maps: list[MapRequest]) -> None:
         by_key: dict[str, list[TaskRequest]] = {}
         for request in tasks:
-            if not session.knows_task(request):
+            if request.task not in session.withdrawn and not session.knows_task(request):
                 by_key.setdefault(request.target.key, []).append(request)
         for key, requests in by_key.items():
             lane = session.lanes.get(key)
@@ -217,6 +218,8 @@ class Dispatcher:
                 session.lanes[key] = lane
             lane.add(requests)
         for wanted in maps:
+            if wanted.map in session.withdrawn:
+                continue
             lane_of_map = session.maps.get(wanted.map)
             if lane_of_map is None:
                 lane_of_map = MapLane(session.run, session.instance_id, wanted, self._policy)
@@ -228,6 +231,7 @@ class Dispatcher:
     def _cancel(self, session: _Session, numbers: list[int]) -> None:
         if not numbers:
             return
+        session.withdrawn.update(numbers)
         unwanted: list[int] = []
         for lane in session.lanes.values():
             unwanted += lane.cancel(numbers)

@@ -20,7 +20,6 @@ from ray_durable.codec import Batch, open_batch
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.runtime.messages import (
-    ActivityTarget,
     MapOutcomes,
     MapRequest,
     Outcome,
@@ -29,6 +28,7 @@ from ray_durable.runtime.messages import (
     TaskOutcome,
     TaskRequest,
 )
+from ray_durable.target import ActivityTarget
 
 __all__ = ["Lane", "MapLane", "Range", "SlicePolicy", "TaskLane"]
 

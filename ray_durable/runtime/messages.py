@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
-from ray_durable.reference import FunctionReference
+from ray_durable.target import ActivityTarget
 
 __all__ = [
-    "ActivityTarget",
     "Attachment",
     "Exchange",
     "ExchangeReply",
@@ -27,19 +25,6 @@ __all__ = [
     "TaskOutcome",
     "TaskRequest",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActivityTarget:
-    """What runs an activity: the function, its Ray options, and whether it runs in the orchestrator's process.
-
-    `key` is equal for equal functions and options: calls with one key may share a slice.
-    """
-
-    reference: FunctionReference
-    options: Mapping[str, Any]
-    is_local: bool
-    key: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,6 +98,8 @@ class Exchange:
     epoch: int
     hub_epoch: int
     incarnation: str
+    is_fresh: bool = False
+    """First of its owner: outcomes that were delivered to others, or got lost on the way, come again."""
     tasks: list[TaskRequest] = field(default_factory=list)
     maps: list[MapRequest] = field(default_factory=list)
     cancel: list[int] = field(default_factory=list)

@@ -1,0 +1,382 @@
+"""The one module that knows Ray: makes actors and tasks of the runtime's plain classes, and finds them by name.
+
+All actors are detached, restarted by Ray without end, need no CPU, do no I/O in `__init__` and get nothing but the
+hub's address, its epoch and an id. Their work runs on an event loop that they start themselves, so that no caller's
+death can end it. Facts on Ray that decide this are in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+import ray.exceptions
+import ray.util
+
+from ray_durable.errors import ClusterConnectionError, FencedError, InstanceNotFoundError
+from ray_durable.failure import Failure
+from ray_durable.payload import Payload
+from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.dispatcher import Dispatcher
+from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.instance import Instance
+from ray_durable.runtime.lease import Lease, LeaseKeeper
+from ray_durable.runtime.loop_thread import LoopThread
+from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply, SliceReport, SliceWork
+from ray_durable.runtime.ports import DispatcherLostError, SystemClock
+from ray_durable.runtime.supervisor import Supervisor
+from ray_durable.runtime.worker import run_slice
+from ray_durable.runtime.workshop import workshop_of
+from ray_durable.target import ActivityTarget
+
+__all__ = ["Cluster", "DispatcherActor", "OrchestrationActor", "SupervisorActor"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LINGER_S = 1.0
+"""How long the actor of an ended instance stays, for callers that wait for the end."""
+
+_PARKED_CALLS_MAX = 100_000
+_RESOURCES_AGE_S_MAX = 5.0
+_CPUS_FREE_SLOTS = 32
+"""Slices in flight of an activity that asks for no resource at all."""
+
+_WORKER_LOST = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
+
+
+def _instance_name(instance_id: str) -> str:
+    return f"instance:{instance_id}"
+
+
+class OrchestrationActor:
+    """Hosts one instance. Turns run on a thread of their own; control calls are answered on Ray's loop."""
+
+    def __init__(self, address: HubAddress, hub_epoch: int, instance_id: str) -> None:
+        self._address = address
+        self._hub_epoch = hub_epoch
+        self._instance_id = instance_id
+        self._instance: Instance | None = None
+        self._ready = threading.Event()
+        self._ended = threading.Event()
+        self._turns = LoopThread(name="turns")
+        self._turns.submit(self._live())
+
+    async def raise_event(self, name: str, value: Payload, event_id: str) -> None:
+        """See `Instance.raise_event`."""
+        await self._ask(lambda instance: instance.raise_event(name, value, event_id))
+
+    async def terminate(self, reason: str, request_id: str) -> None:
+        """See `Instance.terminate`."""
+        await self._ask(lambda instance: instance.terminate(reason, request_id))
+
+    async def wait_ended(self, timeout_s: float) -> bool:
+        """Whether the instance has ended, at the latest after `timeout_s`."""
+        async def ended(instance: Instance) -> bool:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(instance.ended.wait(), timeout_s)
+            return instance.ended.is_set()
+
+        return await self._ask(ended)
+
+    async def describe(self) -> dict[str, Any]:
+        """What the host knows without asking the turn's thread: it answers even when user code blocks that."""
+        instance = self._instance
+        return {"pid": os.getpid(), "host": socket.gethostname(), "problem": instance.problem if instance else None}
+
+    async def _ask(self, question: Callable[[Instance], Awaitable[T]]) -> T:
+        async def ask() -> T:
+            while self._instance is None:
+                await asyncio.sleep(0.01)
+            return await question(self._instance)
+
+        return await asyncio.wrap_future(self._turns.submit(ask()))
+
+    async def _live(self) -> None:
+        """Serve the instance to its end, then leave. A supervisor makes a new actor if there is more to do."""
+        try:
+            hub = await OpenHub.open(self._address, epoch=self._hub_epoch)
+            self._instance = Instance(
+                self._instance_id,
+                hub=hub,
+                dispatcher=_DispatcherHandle(self._address),
+                clock=SystemClock(),
+                host=socket.gethostname(),
+                pid=os.getpid(),
+            )
+            await self._instance.run()
+            await asyncio.sleep(_LINGER_S)
+        except (FencedError, InstanceNotFoundError) as error:
+            logger.warning("instance %s stands down: %s", self._instance_id, error)
+        except BaseException:
+            logger.exception("instance %s: its actor stops and will be made again", self._instance_id)
+            await asyncio.sleep(_LINGER_S)
+        _leave()
+
+
+class DispatcherActor:
+    """Hosts the dispatcher, on Ray's loop."""
+
+    def __init__(self, address: HubAddress, hub_epoch: int) -> None:
+        self._dispatcher = Dispatcher(_RayLauncher(address), hub_epoch=hub_epoch)
+
+    async def attach(self, run: str, instance_id: str) -> Attachment:
+        """See `Dispatcher.attach`."""
+        return await self._dispatcher.attach(run, instance_id)
+
+    async def exchange(self, request: Exchange) -> ExchangeReply:
+        """See `Dispatcher.exchange`."""
+        return await self._dispatcher.exchange(request)
+
+    async def snapshot(self) -> dict[str, Any]:
+        """See `Dispatcher.snapshot`."""
+        return {**self._dispatcher.snapshot(), "pid": os.getpid()}
+
+
+class SupervisorActor:
+    """Hosts the supervisor, on a loop of its own."""
+
+    def __init__(self, address: HubAddress, hub_epoch: int, live_max: int) -> None:
+        self._address = address
+        self._hub_epoch = hub_epoch
+        self._live_max = live_max
+        self._supervisor: Supervisor | None = None
+        self._loop = LoopThread(name="supervisor")
+        self._loop.submit(self._supervise())
+
+    async def admit(self, instance_id: str) -> None:
+        """See `Supervisor.admit`."""
+        await self._ask(lambda supervisor: supervisor.admit(instance_id))
+
+    async def activate(self, instance_id: str) -> None:
+        """See `Supervisor.activate`."""
+        await self._ask(lambda supervisor: supervisor.activate(instance_id))
+
+    async def describe(self) -> dict[str, Any]:
+        """Process and rounds, for diagnostics."""
+        return {"pid": os.getpid(), "rounds": self._supervisor.rounds if self._supervisor else 0}
+
+    async def _ask(self, question: Callable[[Supervisor], Awaitable[T]]) -> T:
+        async def ask() -> T:
+            while self._supervisor is None:
+                await asyncio.sleep(0.01)
+            return await question(self._supervisor)
+
+        return await asyncio.wrap_future(self._loop.submit(ask()))
+
+    async def _supervise(self) -> None:
+        while True:
+            try:
+                hub = await OpenHub.open(self._address, epoch=self._hub_epoch)
+                cluster = Cluster(self._address, self._hub_epoch)
+                lease = Lease.of_this_process(self._hub_epoch, cluster=ray.get_runtime_context().gcs_address)
+                keeper = LeaseKeeper(hub, lease, SystemClock())
+                self._supervisor = Supervisor(keeper, cluster, SystemClock(), live_max=self._live_max)
+                await self._supervisor.run()
+            except FencedError as error:
+                logger.warning("the hub was taken over: %s; this cluster stands down", error)
+                Cluster(self._address, self._hub_epoch).kill_others()
+                _leave()
+                return
+            except Exception:
+                logger.exception("supervisor: starts again")
+                await asyncio.sleep(_LINGER_S)
+
+
+class Cluster:
+    """The hub's actors on the Ray that this process is connected to. Blocking Ray calls run in threads."""
+
+    def __init__(self, address: HubAddress, hub_epoch: int) -> None:
+        self._address = address
+        self._hub_epoch = hub_epoch
+
+    async def live(self) -> set[str]:
+        """Ids of the instances that have an actor. Raises ClusterConnectionError."""
+        names = await asyncio.to_thread(self._names)
+        prefix = _instance_name("")
+        return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+    async def create(self, instance_ids: Sequence[str]) -> None:
+        """Make an actor for each that has none."""
+        await asyncio.to_thread(self._create, list(instance_ids))
+
+    def start(self, live_max: int) -> None:
+        """Make the dispatcher and the supervisor, if they are missing."""
+        self._make(DispatcherActor, "dispatcher", self._address, self._hub_epoch)
+        self._make(SupervisorActor, "supervisor", self._address, self._hub_epoch, live_max)
+
+    def kill_others(self) -> None:
+        """End all actors of this hub on this cluster, but not the caller: a newer epoch replaces them."""
+        this = ray.get_runtime_context().get_actor_id() if ray.get_runtime_context().worker.mode == 1 else None
+        for name in self._names():
+            handle = self.find(name)
+            if handle is not None and handle._actor_id.hex() != this:
+                ray.kill(handle)
+
+    def find(self, name: str) -> Any | None:
+        """The handle of the actor with this name; None if there is none."""
+        try:
+            return ray.get_actor(name, namespace=self._address.namespace)
+        except ValueError:
+            return None
+
+    def find_instance(self, instance_id: str) -> Any | None:
+        """The handle of the instance's actor; None if it has none."""
+        return self.find(_instance_name(instance_id))
+
+    def _names(self) -> list[str]:
+        listed = ray.util.list_named_actors(all_namespaces=True)
+        return [entry["name"] for entry in listed if entry["namespace"] == self._address.namespace]
+
+    def _create(self, instance_ids: list[str]) -> None:
+        for instance_id in instance_ids:
+            self._make(OrchestrationActor, _instance_name(instance_id), self._address, self._hub_epoch, instance_id)
+
+    def _make(self, made: type, name: str, *args: Any) -> Any:
+        # `get_if_exists` may still lose the race against a dying namesake: look again.
+        for attempt in range(5):
+            try:
+                return (
+                    ray.remote(made)
+                    .options(
+                        name=name,
+                        namespace=self._address.namespace,
+                        lifetime="detached",
+                        get_if_exists=True,
+                        max_restarts=-1,
+                        max_task_retries=0,
+                        max_concurrency=_PARKED_CALLS_MAX,
+                        num_cpus=0,
+                    )
+                    .remote(*args)
+                )
+            except ValueError as error:
+                lost = error
+                time.sleep(0.05 * 2**attempt)
+        raise ClusterConnectionError(f"Ray did not make the actor {name!r}: {lost}") from lost
+
+
+class _DispatcherHandle:
+    """`DispatcherPort` over the dispatcher's actor."""
+
+    def __init__(self, address: HubAddress) -> None:
+        self._address = address
+        self._handle: Any = None
+
+    async def attach(self, run: str, instance_id: str) -> Attachment:
+        return await self._call("attach", run, instance_id)  # type: ignore[no-any-return]
+
+    async def exchange(self, request: Exchange) -> ExchangeReply:
+        return await self._call("exchange", request)  # type: ignore[no-any-return]
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        try:
+            if self._handle is None:
+                self._handle = await asyncio.to_thread(
+                    ray.get_actor, "dispatcher", namespace=self._address.namespace
+                )
+            return await getattr(self._handle, method).remote(*args)
+        except (ray.exceptions.RayError, ValueError) as error:
+            self._handle = None
+            raise DispatcherLostError(f"The dispatcher did not answer ({type(error).__name__})") from error
+
+
+class _RayLauncher:
+    """`Launcher` over Ray tasks that the dispatcher's process owns."""
+
+    def __init__(self, address: HubAddress) -> None:
+        self._address = address
+        self._functions: dict[tuple[str, str | None], Any] = {}
+        self._resources: dict[str, float] = {}
+        self._resources_at_s = -_RESOURCES_AGE_S_MAX
+
+    def launch(
+        self, work: SliceWork, generation: str | None, done: Callable[[SliceReport | Failure], None]
+    ) -> _RaySlice:
+        loop = asyncio.get_running_loop()
+        reference = self._function(work.target, generation).remote(self._address, work)
+
+        def finished(future: Any) -> None:
+            error = future.exception()
+            report = future.result() if error is None else _lost(error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+                loop.call_soon_threadsafe(done, report)
+
+        reference.future().add_done_callback(finished)
+        return _RaySlice(reference)
+
+    def slots(self, target: ActivityTarget) -> int:
+        wanted = {"CPU": float(target.options.get("num_cpus", 1)), "GPU": float(target.options.get("num_gpus", 0))}
+        wanted |= {name: float(amount) for name, amount in target.options.get("resources", {}).items()}
+        if "memory" in target.options:
+            wanted["memory"] = float(target.options["memory"])
+        fits = [self._total().get(name, 0.0) / amount for name, amount in wanted.items() if amount > 0]
+        # One more than fit, so that a worker that ends finds the next slice waiting.
+        return max(1, int(min(fits)) + 1) if fits else _CPUS_FREE_SLOTS
+
+    def _total(self) -> dict[str, float]:
+        now_s = time.monotonic()
+        if now_s - self._resources_at_s > _RESOURCES_AGE_S_MAX:
+            self._resources = ray.cluster_resources()
+            self._resources_at_s = now_s
+        return self._resources
+
+    def _function(self, target: ActivityTarget, generation: str | None) -> Any:
+        key = (target.key, generation)
+        made = self._functions.get(key)
+        if made is None:
+            options = {name: value for name, value in target.options.items() if name != "max_slice"}
+            if generation is not None:
+                # Another environment means other workers: those that hold an older source are never asked.
+                runtime_env = dict(options.get("runtime_env", {}))
+                variables = {**runtime_env.get("env_vars", {}), "RAY_DURABLE_SOURCE": generation}
+                options["runtime_env"] = {**runtime_env, "env_vars": variables}
+            # Attempts are counted in the log: Ray must not add its own.
+            made = _slice_task.options(max_retries=0, enable_task_events=False, name=target.reference.name, **options)
+            self._functions[key] = made
+        return made
+
+
+class _RaySlice:
+    """A slice that a Ray worker has."""
+
+    def __init__(self, reference: Any) -> None:
+        self._reference = reference
+
+    def cancel(self) -> None:
+        ray.cancel(self._reference, force=True)
+
+
+@ray.remote
+def _slice_task(address: HubAddress, work: SliceWork) -> SliceReport:
+    return run_slice(work, workshop_of(address))
+
+
+def _lost(error: BaseException) -> Failure:
+    """Why a worker was lost, in words that tell what to do."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        advice = "The worker was killed for using too much memory: declare memory= on the activity, or use less"
+    elif isinstance(error, ray.exceptions.TaskCancelledError):
+        return Failure(kind="cancelled", type_name="CancelledError", message="The activity was cancelled")
+    elif isinstance(error, _WORKER_LOST):
+        advice = "The worker process died (killed, crashed or exited) each time it ran this call"
+    else:
+        advice = f"Ray could not run it: {type(error).__name__}: {error}"
+    return Failure(kind="system", type_name="WorkerLostError", message=advice, non_retryable=False)
+
+
+def _leave() -> None:
+    """End this actor for good: it is not restarted."""
+    with contextlib.suppress(Exception):
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+

@@ -1,0 +1,407 @@
+"""An orchestration instance: loads its log, claims it, and runs turns until it ends.
+
+A turn: take all inputs that have arrived; let the engine apply them; append ONE segment with the inputs and everything
+they caused; then, durable, acknowledge the callers and release the commands (submit activities, arm timers). Inputs
+that arrive meanwhile form the next turn.
+
+Invariants: nothing leaves the instance before the segment that holds it is durable; one append at a time; an execution
+whose append failed for good is discarded, never fed again. All of it runs on one event loop, which no control call
+waits for: the host answers those on another. A plain class over ports; it knows no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ray_durable.engine import (
+    Event,
+    EventRaised,
+    Execution,
+    ExecutionCompleted,
+    ExecutionStarted,
+    ExecutionTerminated,
+    OwnerClaimed,
+    RuntimeStatus,
+    TimerFired,
+)
+from ray_durable.errors import (
+    CorruptLogError,
+    DurableError,
+    FencedError,
+    InstanceEndedError,
+    InstanceNotFoundError,
+    NonDeterminismError,
+    PayloadTooLargeError,
+)
+from ray_durable.failure import Failure
+from ray_durable.payload import Payload
+from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.link import DispatcherLink
+from ray_durable.runtime.local_activities import LocalActivities
+from ray_durable.runtime.messages import Attachment, ExchangeReply
+from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort
+from ray_durable.runtime.records import encode_events
+from ray_durable.runtime.release import Releaser, outcome_event
+from ray_durable.runtime.status import Owner, summarize
+from ray_durable.runtime.wakeups import Wakeups
+from ray_durable.storage import ClaimLostError, RunLog
+
+__all__ = ["Instance"]
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_S_MAX = 3.0
+"""Longer between an append and its release, and the owner first looks whether the log is still its own."""
+
+_PROBLEM_RETRY_S = 5.0
+_DISPATCHER_RETRY_S = 0.5
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """Inputs that came together. `done` is resolved once they are durable; `settles` are the outcomes among them."""
+
+    events: list[Event]
+    done: asyncio.Future[None] | None = None
+    settles: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """What has arrived for the next turn."""
+
+    arrivals: list[_Arrival] = field(default_factory=list)
+    error: Exception | None = None
+    has_news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, arrival: _Arrival) -> None:
+        self.arrivals.append(arrival)
+        self.has_news.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error = self.error or error
+        self.has_news.set()
+
+    async def take(self) -> list[_Arrival]:
+        """All arrivals (maybe none). Raises what cut the line to the dispatcher."""
+        await self.has_news.wait()
+        self.has_news.clear()
+        error, self.error = self.error, None
+        if error is not None:
+            self.has_news.set()
+            raise error
+        arrivals, self.arrivals = self.arrivals, []
+        return arrivals
+
+
+class Instance:
+    """See the module. One object serves one id, through all of its executions."""
+
+    def __init__(
+        self, instance_id: str, *, hub: OpenHub, dispatcher: DispatcherPort, clock: Clock, host: str, pid: int
+    ) -> None:
+        self.instance_id = instance_id
+        self.problem: str | None = None
+        self.ended = asyncio.Event()
+        self._hub = hub
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._host = host
+        self._pid = pid
+        self._inbox = _Inbox()
+        self._wakeups = Wakeups(clock, self._fire)
+        self._final_status: RuntimeStatus | None = None
+        # Of the present execution; made by `_load`.
+        self._log: RunLog
+        self._started: ExecutionStarted
+        self._execution: Execution
+        self._releaser: Releaser
+        self._link: DispatcherLink
+        self._locals: LocalActivities
+
+    async def run(self) -> None:
+        """Own the instance until it ends.
+
+        Raises:
+            FencedError: a newer owner has the log; nothing more may be done here.
+            InstanceNotFoundError: there is no such instance.
+        """
+        try:
+            while not self.ended.is_set():
+                await self._load_when_possible()
+                if not self.ended.is_set():
+                    await self._serve()
+        except BaseException as error:
+            self._abandon(error)
+            raise
+
+    async def raise_event(self, name: str, value: Payload, event_id: str) -> None:
+        """Returns when the event is durable; a repeated id changes nothing. InstanceEndedError after the end."""
+        await self._control(EventRaised(name=name, value=value, event_id=event_id))
+
+    async def terminate(self, reason: str, request_id: str) -> None:
+        """Returns when the end is durable. InstanceEndedError if it has ended already."""
+        await self._control(ExecutionTerminated(reason=reason, request_id=request_id))
+
+    async def _control(self, event: Event) -> None:
+        self._check_not_ended()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.put(_Arrival([event], done))
+        await done
+
+    def _check_not_ended(self) -> None:
+        if self._final_status is not None:
+            raise InstanceEndedError(
+                f"Instance {self.instance_id!r} has ended ({self._final_status}): it takes no more events or commands",
+                instance_id=self.instance_id,
+                runtime_status=str(self._final_status),
+            )
+
+    async def _load_when_possible(self) -> None:
+        """Load and claim; what an operator can mend (code that cannot be imported, a damaged object) is waited for."""
+        while True:
+            try:
+                await self._load()
+                await self._report_problem(None)
+                return
+            except ClaimLostError:
+                continue  # somebody else took the slot: read on, and claim after it
+            except (FencedError, InstanceNotFoundError):
+                raise
+            except DurableError as error:
+                await self._report_problem(f"{type(error).__name__}: {error}")
+                await asyncio.sleep(_PROBLEM_RETRY_S)
+
+    async def _report_problem(self, problem: str | None) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            logger.log(logging.WARNING if problem else logging.INFO, "%s: %s", self.instance_id, problem or "goes on")
+            await self._hub.note_problem(self.instance_id, problem)
+
+    async def _load(self) -> None:
+        """Read the log, replay it, claim it, and release what an earlier owner could not."""
+        hub = self._hub
+        self._log, history = await hub.read_history(self.instance_id, on_trouble=self._on_store_trouble)
+        started = history[0]
+        if not isinstance(started, ExecutionStarted):
+            raise CorruptLogError(
+                f"The history of {self.instance_id!r} does not begin with ExecutionStarted: run storage/verify.py",
+                key=self.instance_id,
+            )
+        self._started = started
+        last = history[-1]
+        if isinstance(last, ExecutionCompleted):
+            await self._finish(last.status)
+            return
+        orchestration = await hub.load_orchestration(started)
+        self._execution = Execution(orchestration.main)
+        self._releaser = Releaser(started, self._execution, orchestration)
+        self._locals = LocalActivities(orchestration, started, hub)
+        self._link = DispatcherLink(
+            self._dispatcher,
+            run=started.run,
+            instance_id=self.instance_id,
+            hub_epoch=hub.epoch,
+            on_reply=self._hear,
+            on_lost=self._inbox.fail,
+        )
+        try:
+            caused = self._execution.apply(history)
+        except NonDeterminismError as error:
+            await self._end_failed(last.number + 1, error, is_claim=True)
+            return
+        self._releaser.recall(history)
+        await self._claim(caused)
+        self._wakeups.set(self._execution.timers)
+
+    async def _claim(self, caused: Sequence[Event]) -> None:
+        """Append OwnerClaimed with the attempts that are submitted again, after what replay added; then release it."""
+        attachment = await self._attach()
+        new = {event.number for event in caused}
+        again = self._releaser.resubmit(attachment, released_next=new)
+        claimed = OwnerClaimed(
+            time_us=self._clock.now_us(),
+            epoch=self._log.epoch + 1,
+            hub_epoch=self._hub.epoch,
+            host=self._host,
+            pid=self._pid,
+            attempts=again.attempts,
+        )
+        records = [*caused, *self._execution.apply([claimed])]
+        records = await self._append(records, epoch=self._log.epoch + 1, is_claim=True)
+        self._link.open(self._log.epoch)
+        self._locals.add(again.local_tasks)
+        self._link.submit(again.tasks, again.maps)
+        await self._release(records)
+
+    async def _attach(self) -> Attachment:
+        while True:
+            try:
+                return await self._link.attach()
+            except DispatcherLostError as error:
+                await self._report_problem(f"the dispatcher cannot be reached: {error}")
+                await asyncio.sleep(_DISPATCHER_RETRY_S)
+
+    async def _serve(self) -> None:
+        """Turn after turn, until the end."""
+        while not self.ended.is_set():
+            if self._locals.is_waiting:
+                outcomes = await self._locals.run_some()
+                arrivals = [_Arrival(outcomes), *self._inbox.arrivals]
+                self._inbox.arrivals = []
+            else:
+                try:
+                    arrivals = await self._inbox.take()
+                except DispatcherLostError as error:
+                    await self._reattach(error)
+                    continue
+            await self._turn(arrivals)
+
+    async def _turn(self, arrivals: Sequence[_Arrival]) -> None:
+        now_us = self._clock.now_us()
+        inputs = [event.stamped(0, now_us) for arrival in arrivals for event in arrival.events]
+        inputs = [await self._hub.load_input(self._started.run, event) for event in inputs]
+        records = self._execution.apply(inputs)
+        if records:
+            try:
+                records = await self._append(records)
+            except PayloadTooLargeError as error:
+                # Nothing was written; the execution is ahead of its log and cannot go on.
+                await self._end_failed(records[0].number, error)
+                return
+        self._acknowledge(arrivals, records)
+        await self._release(records)
+
+    async def _append(self, records: Sequence[Event], *, epoch: int | None = None, is_claim: bool = False) -> list[Event]:
+        """Make `records` durable; returns them with large payloads replaced by references to their blobs."""
+        hub, run = self._hub, self._started.run
+        began_s = self._clock.monotonic_s()
+        stored = await hub.store_payloads(run, records)
+        lines, sections = encode_events(stored)
+        status = self._summary(epoch or self._log.epoch)
+        write = self._log.claim if is_claim else self._log.append
+        await write(lines, sections, first=records[0].number, status=status, hub_epoch=hub.epoch)
+        if self._clock.monotonic_s() - began_s > _PAUSE_S_MAX:
+            await self._log.verify_ownership()
+        return stored
+
+    def _summary(self, epoch: int) -> dict[str, object]:
+        execution, started = self._execution, self._started
+        custom = execution.custom_status
+        return summarize(
+            instance_id=self.instance_id,
+            name=started.name,
+            execution=started.execution,
+            request_id=started.request_id,
+            created_us=started.time_us,
+            updated_us=execution.now_us,
+            runtime_status=execution.status,
+            custom_status=custom.bytes if custom is not None else None,
+            counts=execution.counts,
+            owner=Owner(host=self._host, pid=self._pid, epoch=epoch),
+        )
+
+    def _acknowledge(self, arrivals: Iterable[_Arrival], records: Sequence[Event]) -> None:
+        """Tell callers; one whose input came after the end is told so."""
+        raised = {event.event_id for event in records if isinstance(event, EventRaised)}
+        for arrival in arrivals:
+            self._link.settle(arrival.settles)
+            if arrival.done is None or arrival.done.done():
+                continue
+            event = arrival.events[0]
+            is_recorded = isinstance(event, EventRaised) and event.event_id in raised
+            is_ending = isinstance(event, ExecutionTerminated) and event.request_id in self._termination(records)
+            if self._execution.ended and not (is_recorded or is_ending):
+                arrival.done.set_exception(
+                    InstanceEndedError(
+                        f"Instance {self.instance_id!r} has ended ({self._execution.status})",
+                        instance_id=self.instance_id,
+                        runtime_status=str(self._execution.status),
+                    )
+                )
+            else:
+                arrival.done.set_result(None)
+
+    @staticmethod
+    def _termination(records: Sequence[Event]) -> set[str]:
+        return {event.request_id for event in records if isinstance(event, ExecutionTerminated)}
+
+    async def _release(self, records: Sequence[Event]) -> None:
+        """The step is durable: let its commands go."""
+        released = self._releaser.release(records)
+        self._locals.add(released.local_tasks)
+        self._link.submit(released.tasks, released.maps)
+        self._link.cancel(released.canceled)
+        self._locals.drop(released.canceled)
+        if self._execution.ended:
+            await self._link.leave()
+            await self._finish(self._execution.status)
+            return
+        if released.changes_timers:
+            self._wakeups.set(self._execution.timers)
+        self._link.flush(is_waiting=bool(self._execution.outstanding_tasks or self._execution.outstanding_maps))
+
+    async def _reattach(self, error: DispatcherLostError) -> None:
+        """The dispatcher was lost: what it does not know any more is submitted again, by a claim that counts it."""
+        logger.warning("%s: %s; attaching again", self.instance_id, error)
+        await self._claim([])
+        await self._report_problem(None)
+
+    def _hear(self, reply: ExchangeReply) -> None:
+        for outcome_id, outcomes in reply.outcomes.items():
+            self._inbox.put(_Arrival([outcome_event(outcome) for outcome in outcomes], settles=(outcome_id,)))
+        if not reply.outcomes or reply.problem != self.problem:
+            # Nothing to record, but an exchange must be parked again, and a problem told.
+            self._heard_problem = reply.problem
+            self._inbox.put(_Arrival([]))
+
+    def _fire(self, timers: Sequence[int]) -> None:
+        self._inbox.put(_Arrival([TimerFired(timer=timer) for timer in timers]))
+
+    def _on_store_trouble(self, error: Exception, waited_s: float) -> None:
+        logger.warning("%s: the store does not take the log (%.0f s so far): %s", self.instance_id, waited_s, error)
+        self.problem = f"the store does not answer: {error}"
+
+    async def _end_failed(self, number: int, error: DurableError, *, is_claim: bool = False) -> None:
+        """Record that the execution cannot go on, without the engine."""
+        epoch = self._log.epoch + 1 if is_claim else self._log.epoch
+        now_us = max(self._clock.now_us(), self._execution.now_us)
+        end = ExecutionCompleted(
+            number=number,
+            time_us=now_us,
+            status=RuntimeStatus.FAILED,
+            failure=Failure.from_exception(error, kind="system", non_retryable=True),
+        )
+        status = self._summary(epoch) | {"runtime_status": RuntimeStatus.FAILED.value, "updated_us": now_us}
+        lines, sections = encode_events([end])
+        write = self._log.claim if is_claim else self._log.append
+        await write(lines, sections, first=number, status=status, hub_epoch=self._hub.epoch)
+        await self._link.leave()
+        await self._finish(RuntimeStatus.FAILED)
+
+    async def _finish(self, status: RuntimeStatus) -> None:
+        """The end is in the log: leave the open set. Idempotent, so that whoever finds an ended log repeats it."""
+        self._final_status = status
+        self._wakeups.clear()
+        await self._hub.record_end(self.instance_id, self._log.segments[-1].header.status)
+        for arrival in self._inbox.arrivals:
+            if arrival.done is not None and not arrival.done.done():
+                try:
+                    self._check_not_ended()
+                except InstanceEndedError as error:
+                    arrival.done.set_exception(error)
+        self.ended.set()
+
+    def _abandon(self, error: BaseException) -> None:
+        """Whatever callers wait for has an unknown outcome."""
+        self._wakeups.clear()
+        if hasattr(self, "_link"):
+            self._link.close()
+        for arrival in self._inbox.arrivals:
+            if arrival.done is not None and not arrival.done.done():
+                arrival.done.set_exception(
+                    FencedError(f"The owner of {self.instance_id!r} stood down; outcome unknown: {error}", key="")
+                )

@@ -1,0 +1,112 @@
+"""The status of an instance: the summary in the header of its last segment, and what clients make of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ray_durable.engine import Counts, RuntimeStatus
+
+__all__ = ["InstanceStatus", "Owner", "Progress", "summarize"]
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Activity calls and map items together: how many ended well, how many failed for good, how many there are."""
+
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The process that last claimed the instance's log."""
+
+    host: str
+    pid: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceStatus:
+    """What is known of an instance from storage alone.
+
+    `name` is the orchestrator's registered name; times are in UTC. `custom_status` is what the orchestrator last set.
+    `problem` says what keeps the instance from going on, if anything does (its code cannot be imported, its log is
+    damaged, ...); it goes on by itself once that is mended.
+    """
+
+    instance_id: str
+    name: str
+    runtime_status: RuntimeStatus
+    execution: int
+    created_at: datetime
+    updated_at: datetime
+    custom_status: Any = None
+    progress: Progress = field(default_factory=Progress)
+    owner: Owner | None = None
+    problem: str | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the instance has come to its end."""
+        return self.runtime_status.is_final
+
+    @classmethod
+    def from_summary(cls, summary: Mapping[str, Any], *, problem: str | None = None) -> InstanceStatus:
+        """The status that the header of a segment tells."""
+        owner = summary.get("owner")
+        return cls(
+            instance_id=summary["instance"],
+            name=summary["name"],
+            runtime_status=RuntimeStatus(summary["runtime_status"]),
+            execution=summary["execution"],
+            created_at=_EPOCH + timedelta(microseconds=summary["created_us"]),
+            updated_at=_EPOCH + timedelta(microseconds=summary["updated_us"]),
+            custom_status=summary.get("custom_status"),
+            progress=Progress(**summary.get("progress", {})),
+            owner=Owner(**owner) if owner else None,
+            problem=problem,
+        )
+
+
+def summarize(
+    *,
+    instance_id: str,
+    name: str,
+    execution: int,
+    request_id: str,
+    created_us: int,
+    updated_us: int,
+    runtime_status: RuntimeStatus = RuntimeStatus.PENDING,
+    custom_status: bytes | None = None,
+    counts: Counts | None = None,
+    owner: Owner | None = None,
+) -> dict[str, Any]:
+    """The summary for a segment's header. `custom_status` is JSON text."""
+    summary: dict[str, Any] = {
+        "instance": instance_id,
+        "name": name,
+        "execution": execution,
+        "request_id": request_id,
+        "runtime_status": runtime_status.value,
+        "created_us": created_us,
+        "updated_us": updated_us,
+    }
+    if custom_status is not None:
+        summary["custom_status"] = json.loads(custom_status)
+    if counts is not None:
+        summary["progress"] = {
+            "done": counts.tasks_completed + counts.map_items_completed,
+            "failed": counts.tasks_failed + counts.map_items_failed,
+            "total": counts.tasks_scheduled + counts.map_items_total,
+        }
+    if owner is not None:
+        summary["owner"] = {"host": owner.host, "pid": owner.pid, "epoch": owner.epoch}
+    return summary

@@ -1,0 +1,111 @@
+"""The supervisor: keeps every unfinished instance of a hub going, driven from storage alone.
+
+Every few seconds it renews the hub's lease, reads the open set, and makes actors for the instances that have none:
+after a loss of the cluster, after an actor that Ray gave up, after a start whose client died. A cap on live actors
+leaves the rest Pending until there is room. It holds nothing that it could not read again; losing it loses nothing.
+
+A plain class over ports. Invariant: once a newer hub epoch exists, it makes no actor and renews no lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from ray_durable.errors import DurableError, FencedError
+from ray_durable.runtime.ports import ActorDirectory, Clock
+
+__all__ = ["HubIndex", "Supervisor"]
+
+logger = logging.getLogger(__name__)
+
+_ORPHAN_AGE_US = 3_600 * 1_000_000
+"""An entry of the open set without an instance this old belongs to a start that never happened."""
+
+
+class HubIndex(Protocol):
+    """What the supervisor needs of the hub's storage."""
+
+    async def renew_lease(self) -> None:
+        """FencedError once another cluster has taken the hub over."""
+
+    async def open_instances(self) -> Sequence[tuple[str, int]]:
+        """(id, microseconds when it was entered) of the open set, oldest first."""
+
+    async def is_orphan(self, instance_id: str) -> bool:
+        """Whether the entry has no instance behind it."""
+
+    async def forget_orphan(self, instance_id: str) -> None:
+        """Remove the entry."""
+
+
+class Supervisor:
+    """See the module."""
+
+    def __init__(
+        self, index: HubIndex, directory: ActorDirectory, clock: Clock, *, live_max: int, interval_s: float = 2.0
+    ) -> None:
+        self._index = index
+        self._directory = directory
+        self._clock = clock
+        self._live_max = live_max
+        self._interval_s = interval_s
+        self._nudged = asyncio.Event()
+        self.rounds = 0
+
+    async def run(self) -> None:
+        """Round after round. Raises FencedError when the hub was taken over."""
+        while True:
+            try:
+                await self.round()
+            except FencedError:
+                raise
+            except DurableError as error:
+                logger.warning("supervisor: %s; trying again", error)
+            try:
+                await asyncio.wait_for(self._nudged.wait(), self._interval_s)
+            except TimeoutError:
+                pass
+            self._nudged.clear()
+
+    def nudge(self) -> None:
+        """Look soon: something was started, or an actor left."""
+        self._nudged.set()
+
+    async def admit(self, instance_id: str) -> None:
+        """An instance was started: make its actor now if there is room; else it stays Pending until there is."""
+        live = await self._directory.live()
+        if instance_id not in live and len(live) < self._live_max:
+            await self._directory.create([instance_id])
+
+    async def activate(self, instance_id: str) -> None:
+        """Make this instance's actor now, whatever the cap: somebody wants to talk to it."""
+        await self._directory.create([instance_id])
+
+    async def round(self) -> None:
+        """One round: lease, open set, missing actors."""
+        await self._index.renew_lease()
+        open_instances = await self._index.open_instances()
+        live = await self._directory.live()
+        waiting = [(instance_id, entered_us) for instance_id, entered_us in open_instances if instance_id not in live]
+        room = max(0, self._live_max - len(live))
+        chosen: list[str] = []
+        for instance_id, entered_us in waiting:
+            if len(chosen) == room:
+                break
+            if await self._is_forgotten(instance_id, entered_us):
+                continue
+            chosen.append(instance_id)
+        if chosen:
+            await self._directory.create(chosen)
+        self.rounds += 1
+
+    async def _is_forgotten(self, instance_id: str, entered_us: int) -> bool:
+        """A start writes the open entry first; one that died in between leaves an entry with nothing behind it."""
+        if not await self._index.is_orphan(instance_id):
+            return False
+        if self._clock.now_us() - entered_us > _ORPHAN_AGE_US:
+            await self._index.forget_orphan(instance_id)
+        return True

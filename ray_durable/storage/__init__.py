@@ -1,0 +1,74 @@
+"""The log, blobs and catalog on an object store. Knows bytes, keys and epochs; knows nothing of orchestrations.
+
+storage/FORMAT.md, beside the package, is the norm for what is written.
+"""
+
+from ray_durable.storage.catalog import (
+    EndedPage,
+    OpenEntry,
+    add_open,
+    find_open,
+    list_ended,
+    list_open,
+    record_ended,
+    remove_open,
+)
+from ray_durable.storage.hub import (
+    claim_hub_epoch,
+    create_hub,
+    current_hub_epoch,
+    read_lease,
+    read_settings,
+    write_lease,
+)
+from ray_durable.storage.keys import HubKeys, check_hub_name, check_instance_id
+from ray_durable.storage.log import (
+    ClaimLostError,
+    Pacing,
+    RunLog,
+    create_execution,
+    get_blob,
+    latest_execution,
+    persist,
+    put_blob,
+    read_tail,
+)
+from ray_durable.storage.segment import FORMAT_VERSION, Segment, SegmentHeader, decode_segment, encode_segment
+from ray_durable.storage.store import ObjectStore, open_store, probe
+
+__all__ = [
+    "FORMAT_VERSION",
+    "ClaimLostError",
+    "EndedPage",
+    "HubKeys",
+    "ObjectStore",
+    "OpenEntry",
+    "Pacing",
+    "RunLog",
+    "Segment",
+    "SegmentHeader",
+    "add_open",
+    "check_hub_name",
+    "check_instance_id",
+    "claim_hub_epoch",
+    "create_execution",
+    "create_hub",
+    "current_hub_epoch",
+    "decode_segment",
+    "encode_segment",
+    "find_open",
+    "get_blob",
+    "latest_execution",
+    "list_ended",
+    "list_open",
+    "open_store",
+    "persist",
+    "probe",
+    "put_blob",
+    "read_lease",
+    "read_settings",
+    "read_tail",
+    "record_ended",
+    "remove_open",
+    "write_lease",
+]

@@ -1,0 +1,163 @@
+"""Every object name of a hub, in one place. storage/FORMAT.md is the norm.
+
+Keys are relative to the store's root. Ids are encoded so that none leaves its place and no two meet, also where file
+names ignore case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ray_durable.errors import InvalidIdError
+
+__all__ = ["HubKeys", "check_hub_name", "check_instance_id", "encode_id"]
+
+_ID_CHARS_MAX = 256
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
+_ENCODED_CHARS_MAX = 150
+_HEAD_CHARS = 80
+
+
+def check_instance_id(instance_id: str) -> None:
+    r"""Raise InvalidIdError unless the id may be used.
+
+    1 to 256 characters; none of `/ \ # ?` and no control character or lone surrogate; not beginning with `@`, and
+    without `..` (so that it cannot be mistaken for a path).
+    """
+    reason = _id_fault(instance_id)
+    if reason is not None:
+        raise InvalidIdError(
+            f"The instance id {instance_id!r:.80} {reason}: give 1 to {_ID_CHARS_MAX} characters without / \\ # ? "
+            "or control characters, not beginning with @ and without two dots in a row"
+        )
+
+
+def check_hub_name(hub: str) -> None:
+    """Raise InvalidIdError unless the name may be a hub's: 1 to 100 of a-z 0-9 - _, beginning with a letter or digit."""
+    if not (1 <= len(hub) <= 100 and set(hub) <= _PLAIN and hub[0] not in "-_"):
+        raise InvalidIdError(
+            f"The hub name {hub!r:.80} is not allowed: give 1 to 100 of a-z 0-9 - _, beginning with a letter or digit"
+        )
+
+
+def _id_fault(instance_id: object) -> str | None:
+    if not isinstance(instance_id, str):
+        return "is no string"
+    if not 1 <= len(instance_id) <= _ID_CHARS_MAX:
+        return f"has {len(instance_id)} characters"
+    if instance_id.startswith("@"):
+        return "begins with @"
+    if ".." in instance_id or instance_id == ".":
+        return "looks like a path"
+    for character in instance_id:
+        if character in "/\\#?" or unicodedata.category(character) in ("Cc", "Cs"):
+            return f"contains {character!r}"
+    return None
+
+
+def encode_id(instance_id: str) -> str:
+    """The id as one name of a file: a-z 0-9 - _ as they are, other bytes of its UTF-8 as %xx; long ones end in a digest.
+
+    One to one: `%%` stands only before a digest, never in an encoded text.
+    """
+    pieces = [
+        character if character in _PLAIN else "".join(f"%{byte:02x}" for byte in character.encode())
+        for character in instance_id
+    ]
+    encoded = "".join(pieces)
+    if len(encoded) <= _ENCODED_CHARS_MAX:
+        return encoded
+    head = ""
+    for piece in pieces:
+        if len(head) + len(piece) > _HEAD_CHARS:
+            break
+        head += piece
+    return f"{head}%%{hashlib.sha256(instance_id.encode()).hexdigest()}"
+
+
+def _spread(name: str) -> str:
+    """Two hex digits, first in the key, so that load spreads over a store's partitions."""
+    return hashlib.sha256(name.encode()).hexdigest()[:2]
+
+
+@dataclass(frozen=True, slots=True)
+class HubKeys:
+    """The names of one hub's objects. Folders end with a slash."""
+
+    hub: str
+
+    @property
+    def settings(self) -> str:
+        """Format version and settings of the hub."""
+        return f"{self.hub}/hub.json"
+
+    def probe(self, nonce: str) -> str:
+        """An object that tests what the store can do."""
+        return f"{self.hub}/probe/{nonce}"
+
+    def executions(self, instance_id: str) -> str:
+        """Folder of an instance's executions."""
+        return f"{self.hub}/instances/{_spread(instance_id)}/{encode_id(instance_id)}/"
+
+    def execution(self, instance_id: str, execution: int) -> str:
+        """Segment 0 of an execution."""
+        return f"{self.executions(instance_id)}{execution:06}"
+
+    def _run(self, run: str) -> str:
+        return f"{self.hub}/runs/{_spread(run)}/{run}/"
+
+    def log(self, run: str) -> str:
+        """Folder of a run's folders of segments."""
+        return f"{self._run(run)}log/"
+
+    def log_folder(self, run: str, seq: int) -> str:
+        """Folder of the thousand segments around `seq`."""
+        return f"{self.log(run)}{seq // 1000:09}/"
+
+    def segment(self, run: str, seq: int) -> str:
+        """A segment; seq from 1."""
+        return f"{self.log_folder(run, seq)}{seq:012}"
+
+    def blob(self, run: str, digest: str) -> str:
+        """A payload stored on its own."""
+        return f"{self._run(run)}blobs/{digest}"
+
+    def code(self, digest: str) -> str:
+        """Functions captured by value."""
+        return f"{self.hub}/code/{digest}"
+
+    @property
+    def open_set(self) -> str:
+        """Folder of the open set's folders."""
+        return f"{self.hub}/index/open/"
+
+    def open_entry(self, instance_id: str) -> str:
+        """The entry of an unfinished instance."""
+        return f"{self.open_set}{_spread(instance_id)}/{encode_id(instance_id)}"
+
+    @property
+    def ended(self) -> str:
+        """Folder of ended instances' summaries, a folder a day."""
+        return f"{self.hub}/index/ended/"
+
+    def ended_entry(self, instance_id: str, created_us: int, status: str) -> str:
+        """The summary of an ended instance: day and time of its creation, and its status, are in the name."""
+        day = datetime.fromtimestamp(created_us / 1_000_000, UTC).strftime("%Y%m%d")
+        return f"{self.ended}{day}/{created_us // 1000:013}.{status.lower()}.{encode_id(instance_id)}"
+
+    @property
+    def hub_epochs(self) -> str:
+        """Folder of the hub's epochs."""
+        return f"{self.hub}/lease/epochs/"
+
+    def hub_epoch(self, epoch: int) -> str:
+        """The claim of one hub epoch."""
+        return f"{self.hub_epochs}{epoch:012}"
+
+    @property
+    def lease(self) -> str:
+        """The lease that the holder of the newest epoch renews."""
+        return f"{self.hub}/lease/holder"

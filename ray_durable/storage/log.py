@@ -1,0 +1,392 @@
+"""The log of one execution: dense, immutable segments with one owner at a time.
+
+Append is create-if-absent of the next number. The store's word is not enough to know an append's fate: whatever it
+answers, the same bytes are sent to the same key again until that key is read and found to hold them (success), or
+another's (fenced). A new owner reads everything, then appends a claim with the next epoch into the first free slot.
+Since every slot is written once and an older owner's next slot is at most that one, the older owner can append nothing
+any more.
+
+Invariants: one append in flight; a log that was fenced, or whose append was given up, refuses further use. The log
+knows bytes, numbers and epochs, and nothing of orchestrations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ray_durable.errors import (
+    CorruptLogError,
+    DurableError,
+    FencedError,
+    InstanceNotFoundError,
+    StoreUnavailableError,
+)
+from ray_durable.storage.keys import HubKeys
+from ray_durable.storage.segment import Segment, SegmentHeader, decode_segment, encode_segment
+from ray_durable.storage.store import ObjectStore
+
+__all__ = [
+    "ClaimLostError",
+    "Pacing",
+    "RunLog",
+    "Trouble",
+    "create_execution",
+    "get_blob",
+    "latest_execution",
+    "persist",
+    "put_blob",
+    "read_tail",
+]
+
+T = TypeVar("T")
+
+_READS_AT_ONCE = 32
+
+Trouble = Callable[[DurableError, float], None]
+"""Told of a failed attempt and of the seconds spent so far."""
+
+
+class ClaimLostError(DurableError):
+    """Another owner took the slot of the claim: read on, and claim after it. `key`."""
+
+    key: str
+
+
+def _no_trouble(error: DurableError, waited_s: float) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pacing:
+    """How long to wait before an unclear request is sent again: from `first_s`, doubled up to `max_s`, with jitter.
+
+    Clock, sleep and randomness are here so that a simulation can give its own.
+    """
+
+    first_s: float = 0.05
+    max_s: float = 10.0
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    jitter: Callable[[], float] = random.random
+    monotonic_s: Callable[[], float] = time.monotonic
+    now_us: Callable[[], int] = lambda: time.time_ns() // 1_000
+    on_trouble: Trouble = _no_trouble
+
+    async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `attempt` for as long as it raises StoreUnavailableError."""
+        began_s = self.monotonic_s()
+        wait_s = self.first_s
+        while True:
+            try:
+                return await attempt()
+            except StoreUnavailableError as error:
+                self.on_trouble(error, self.monotonic_s() - began_s)
+                await self.sleep(wait_s * (0.5 + 0.5 * self.jitter()))
+                wait_s = min(self.max_s, 2 * wait_s)
+
+
+async def persist(attempt: Callable[[], Awaitable[T]], pacing: Pacing | None = None) -> T:
+    """See `Pacing.persist`."""
+    return await (pacing or Pacing()).persist(attempt)
+
+
+async def latest_execution(store: ObjectStore, keys: HubKeys, instance_id: str) -> int | None:
+    """The number of an instance's newest execution; None if there is no such instance."""
+    names = await store.list(keys.executions(instance_id))
+    numbers = [int(name) for name in names if name.isdigit()]
+    return max(numbers, default=None)
+
+
+async def _put_settled(store: ObjectStore, key: str, data: bytes, pacing: Pacing) -> bytes | None:
+    """Create an object and make sure of its fate: None if it holds our bytes, else the other's bytes."""
+
+    async def attempt() -> bytes | None:
+        if await store.put_if_absent(key, data):
+            return None
+        found = await store.get(key)
+        if found is None:
+            raise StoreUnavailableError(f"{key} exists and cannot be read; trying again", url=store.url)
+        return None if found == data else found
+
+    return await pacing.persist(attempt)
+
+
+async def create_execution(
+    store: ObjectStore,
+    keys: HubKeys,
+    *,
+    instance_id: str,
+    execution: int,
+    run: str,
+    lines: Sequence[bytes],
+    sections: Sequence[bytes],
+    status: Mapping[str, Any],
+    hub_epoch: int,
+    pacing: Pacing | None = None,
+) -> Segment | None:
+    """Write segment 0 of an execution. None: it is ours. Otherwise the segment that was there before.
+
+    A segment 0 whose status has our `request_id` counts as ours: it is the same start, sent twice.
+    """
+    pacing = pacing or Pacing()
+    key = keys.execution(instance_id, execution)
+    header = SegmentHeader(
+        run=run,
+        instance=instance_id,
+        execution=execution,
+        seq=0,
+        epoch=0,
+        hub_epoch=hub_epoch,
+        nonce=secrets.token_hex(8),
+        first=1,
+        count=len(lines),
+        written_us=pacing.now_us(),
+        status=status,
+    )
+    data, _ = encode_segment(key, header, lines, sections)
+    found = await _put_settled(store, key, data, pacing)
+    if found is None:
+        return None
+    existing = decode_segment(key, found)
+    return None if existing.header.status.get("request_id") == status.get("request_id") else existing
+
+
+async def _read_start(store: ObjectStore, keys: HubKeys, instance_id: str, execution: int) -> Segment:
+    key = keys.execution(instance_id, execution)
+    data = await store.get(key)
+    if data is None:
+        raise InstanceNotFoundError(
+            f"There is no instance {instance_id!r} in this hub: check the id, the root and the hub's name",
+            instance_id=instance_id,
+        )
+    segment = decode_segment(key, data)
+    _check_place(segment, instance=instance_id, execution=execution, run=segment.header.run, seq=0)
+    return segment
+
+
+def _check_place(segment: Segment, *, instance: str, execution: int, run: str, seq: int) -> None:
+    header = segment.header
+    told = (header.instance, header.execution, header.run, header.seq)
+    if told != (instance, execution, run, seq):
+        raise CorruptLogError(
+            f"{segment.key} holds a segment of another place {told}: it was copied or renamed. Restore the right object",
+            key=segment.key,
+        )
+
+
+async def read_tail(store: ObjectStore, keys: HubKeys, instance_id: str, execution: int) -> Segment:
+    """The last segment of an execution, found by listing, without reading the others.
+
+    Raises:
+        InstanceNotFoundError: there is no such execution.
+    """
+    start = await _read_start(store, keys, instance_id, execution)
+    run = start.header.run
+    folders = await store.list(keys.log(run))
+    if not folders:
+        return start
+    folder = f"{keys.log(run)}{folders[-1]}"
+    names = [name for name in await store.list(folder) if name.isdigit()]
+    if not names:
+        return start
+    seq = int(names[-1])
+    data = await store.get(keys.segment(run, seq))
+    if data is None:
+        raise StoreUnavailableError(f"{keys.segment(run, seq)} is listed and cannot be read", url=store.url)
+    segment = decode_segment(keys.segment(run, seq), data)
+    _check_place(segment, instance=instance_id, execution=execution, run=run, seq=seq)
+    return segment
+
+
+async def put_blob(store: ObjectStore, keys: HubKeys, run: str, data: bytes, *, pacing: Pacing | None = None) -> str:
+    """Store `data` under its digest, which is returned. What is there already is the same."""
+    digest = hashlib.sha256(data).hexdigest()
+    # The name is the content's own: whoever wrote it, it is right.
+    await persist(lambda: store.put_if_absent(keys.blob(run, digest), data), pacing)
+    return digest
+
+
+async def get_blob(store: ObjectStore, keys: HubKeys, run: str, digest: str) -> bytes:
+    """The blob with this digest. CorruptLogError if it is missing or damaged."""
+    key = keys.blob(run, digest)
+    data = await persist(lambda: store.get(key))
+    if data is None or hashlib.sha256(data).hexdigest() != digest:
+        fault = "is missing" if data is None else "does not match its name"
+        raise CorruptLogError(f"The blob {key} {fault}: restore the object from a backup", key=key)
+    return data
+
+
+@dataclass(slots=True)
+class RunLog:
+    """An execution's log, read to its end; see the module. Made by `read`.
+
+    `segments` are all of them, from segment 0, in order; after an append or claim, only the last one. `epoch` is the highest claimed so far: our own after
+    `claim`.
+    """
+
+    instance_id: str
+    execution: int
+    run: str
+    segments: list[Segment]
+    epoch: int
+    _store: ObjectStore
+    _keys: HubKeys
+    _pacing: Pacing
+    _nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+    _is_usable: bool = True
+
+    @classmethod
+    async def read(
+        cls, store: ObjectStore, keys: HubKeys, instance_id: str, execution: int, *, pacing: Pacing | None = None
+    ) -> RunLog:
+        """Read all segments, in order, to the end.
+
+        Raises:
+            InstanceNotFoundError: there is no such execution.
+            CorruptLogError: a segment is damaged, missing or out of place.
+        """
+        pacing = pacing or Pacing()
+        start = await pacing.persist(lambda: _read_start(store, keys, instance_id, execution))
+        log = cls(instance_id, execution, start.header.run, [start], start.header.epoch, store, keys, pacing)
+        await log.refresh()
+        return log
+
+    @property
+    def next_seq(self) -> int:
+        """The number of the next segment."""
+        return self.segments[-1].header.seq + 1
+
+    @property
+    def tail(self) -> Segment:
+        """The last segment."""
+        return self.segments[-1]
+
+    async def refresh(self) -> list[Segment]:
+        """Read what was appended since; returns it. The end is where the next number is absent."""
+        known = len(self.segments)
+        end = await self._listed_end()
+        for begin in range(self.next_seq, end + 1, _READS_AT_ONCE):
+            seqs = range(begin, min(begin + _READS_AT_ONCE, end + 1))
+            for seq, data in zip(seqs, await asyncio.gather(*map(self._get, seqs)), strict=True):
+                if data is None:
+                    key = self._keys.segment(self.run, seq)
+                    raise CorruptLogError(f"{key} is missing, and later segments exist: restore the object", key=key)
+                self._take(seq, data)
+        # Listings may lag behind on some stores; the slot itself does not.
+        while (data := await self._get(self.next_seq)) is not None:
+            self._take(self.next_seq, data)
+        return self.segments[known:]
+
+    async def claim(
+        self, lines: Sequence[bytes], sections: Sequence[bytes], *, first: int, status: Mapping[str, Any], hub_epoch: int
+    ) -> Segment:
+        """Take the log over: append a segment with the next epoch.
+
+        Raises:
+            ClaimLostError: another owner was quicker; this log may be read again and claimed after it.
+        """
+        return await self._append(lines, sections, first, status, hub_epoch, epoch=self.epoch + 1)
+
+    async def append(
+        self, lines: Sequence[bytes], sections: Sequence[bytes], *, first: int, status: Mapping[str, Any], hub_epoch: int
+    ) -> Segment:
+        """Append a segment of our epoch. It is durable when this returns.
+
+        Raises:
+            FencedError: a newer owner's segment lies there. What was to be appended is not in the log.
+            PayloadTooLargeError: the segment is too large; nothing was written.
+        """
+        assert self.epoch > 0, "claim the log before appending to it"
+        return await self._append(lines, sections, first, status, hub_epoch, epoch=None)
+
+    async def verify_ownership(self) -> None:
+        """FencedError unless the next slot is still free."""
+        data = await self._pacing.persist(lambda: self._get_raw(self.next_seq))
+        if data is not None:
+            self._is_usable = False
+            raise self._fenced(self._keys.segment(self.run, self.next_seq))
+
+    async def _append(
+        self,
+        lines: Sequence[bytes],
+        sections: Sequence[bytes],
+        first: int,
+        status: Mapping[str, Any],
+        hub_epoch: int,
+        *,
+        epoch: int | None,
+    ) -> Segment:
+        assert self._is_usable, "a fenced or abandoned log is not used again"
+        key = self._keys.segment(self.run, self.next_seq)
+        header = SegmentHeader(
+            run=self.run,
+            instance=self.instance_id,
+            execution=self.execution,
+            seq=self.next_seq,
+            epoch=self.epoch if epoch is None else epoch,
+            hub_epoch=hub_epoch,
+            nonce=self._nonce,
+            first=first,
+            count=len(lines),
+            written_us=self._pacing.now_us(),
+            status=status,
+            claim=epoch is not None,
+            previous=self.tail.digest,
+        )
+        data, segment = encode_segment(key, header, lines, sections)
+        # Whoever is interrupted here does not know the append's fate.
+        self._is_usable = False
+        found = await _put_settled(self._store, key, data, self._pacing)
+        if found is not None:
+            if epoch is not None:
+                self._is_usable = True
+                raise ClaimLostError(f"Another owner took {key}", key=key)
+            raise self._fenced(key)
+        self._is_usable = True
+        self.epoch = header.epoch
+        # What was read has been replayed by now; an owner of years must not keep it.
+        self.segments = [segment]
+        return segment
+
+    def _fenced(self, key: str) -> FencedError:
+        return FencedError(
+            f"A newer owner has the log of instance {self.instance_id!r}: this one stands down, and what it had in flight "
+            "has an unknown outcome",
+            key=key,
+        )
+
+    async def _listed_end(self) -> int:
+        folders = await self._pacing.persist(lambda: self._store.list(self._keys.log(self.run)))
+        if not folders:
+            return 0
+        folder = f"{self._keys.log(self.run)}{folders[-1]}"
+        names = await self._pacing.persist(lambda: self._store.list(folder))
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    async def _get_raw(self, seq: int) -> bytes | None:
+        return await self._store.get(self._keys.segment(self.run, seq))
+
+    async def _get(self, seq: int) -> bytes | None:
+        return await self._pacing.persist(lambda: self._get_raw(seq))
+
+    def _take(self, seq: int, data: bytes) -> None:
+        """Check a segment's place and enter it."""
+        segment = decode_segment(self._keys.segment(self.run, seq), data)
+        _check_place(segment, instance=self.instance_id, execution=self.execution, run=self.run, seq=seq)
+        header = segment.header
+        if header.previous != self.tail.digest:
+            raise CorruptLogError(
+                f"{segment.key} does not follow the segment before it: one of the two was replaced. Restore the objects",
+                key=segment.key,
+            )
+        # Slots are written once, so an owner of a lower epoch cannot come after a claim; if it is there, it is no log.
+        if header.epoch != self.epoch + 1 if header.claim else header.epoch != self.epoch:
+            raise CorruptLogError(f"{segment.key} is of epoch {header.epoch}, after {self.epoch}", key=segment.key)
+        self.epoch = header.epoch
+        self.segments.append(segment)
