@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
 from typing import Any, Self
 
 from ray_durable.failure import Failure
@@ -66,9 +65,15 @@ class RuntimeStatus(StrEnum):
 _UNFINISHED = frozenset({RuntimeStatus.PENDING, RuntimeStatus.RUNNING, RuntimeStatus.SUSPENDED})
 
 
-@cache
+_FIELD_NAMES: dict[type[Event], tuple[str, ...]] = {}
+
+
 def _field_names(event_type: type[Event]) -> tuple[str, ...]:
-    return tuple(name for name in event_type.__dataclass_fields__ if name not in ("number", "time_us"))
+    names = _FIELD_NAMES.get(event_type)
+    if names is None:
+        names = tuple(name for name in event_type.__dataclass_fields__ if name not in ("number", "time_us"))
+        _FIELD_NAMES[event_type] = names
+    return names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

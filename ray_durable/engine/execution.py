@@ -1,0 +1,343 @@
+"""The machine: events in, what the log lacks out.
+
+THEORY OF OPERATION
+
+An execution is one life of an orchestrator, and its history decides everything about it. `apply` takes events in the
+order of the log, one by one. There are two kinds:
+
+- An *input* (a start, an outcome, a fired timer, an external event ...) is delivered: it resolves a future, and the
+  coroutines run, on our event loop, until nothing more is ready. Whatever they ask for on the way becomes a *caused*
+  event, numbered next after the input. Time does not pass meanwhile.
+- A *caused* event comes only from a history. It is compared with what the code just asked for; code that asks for
+  something else is not the code that made this history, and NonDeterminismError says where they part.
+
+An input with a number comes from a history; one without is fresh. A fresh one gets its number and time, and is
+returned, followed by what it caused. So loading a history and living on are the same call, and how events are batched
+changes nothing: after each input the state is a function of the events so far. A history may end in the middle of what
+an input caused (its log was cut there); the rest is returned as new.
+
+    state      what happens                      next
+    Pending    ExecutionStarted                  Running: main's coroutine begins
+    Running    an input                          Running, or an end if main is done with that
+    Running    main returns                      Completed
+    Running    main raises                       Failed
+    Running    ExecutionTerminated               Terminated: no coroutine goes on
+    an end     a fresh input                     the same: it is dropped
+    an end     OwnerClaimed                      the same: recorded, as who owns the log is no matter of the code's
+
+Fresh inputs that say nothing new are dropped, neither numbered nor returned: outcomes of what has one or was
+cancelled, timers that are past, not yet due or cancelled, external events of an id that was seen.
+
+At an end the unfinished coroutines are closed. Their cleanup code runs, but cannot ask for anything: attempts raise
+ExecutionClosed, a BaseException. Activities that are outstanding then stay so: nobody cancels them.
+
+An execution whose `apply` raised is dead. So is one whose returned events were not recorded: load the history anew.
+
+It does no I/O, reads no clock, starts no thread and draws no randomness. It knows payloads, never values: the caller
+gives a function to decode each outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
+from typing import Any
+from zlib import crc32
+
+from ray_durable.engine.events import (
+    Caused,
+    CustomStatusSet,
+    Event,
+    EventRaised,
+    ExecutionCompleted,
+    ExecutionStarted,
+    ExecutionTerminated,
+    Input,
+    MapCompleted,
+    OwnerClaimed,
+    RuntimeStatus,
+    TaskCompleted,
+    TaskFailed,
+    TimerFired,
+)
+from ray_durable.engine.interrupts import ExecutionClosed
+from ray_durable.engine.journal import Journal
+from ray_durable.engine.loop import EventLoop
+from ray_durable.engine.matching import describe_event
+from ray_durable.engine.source import (
+    Source,
+    calling_source,
+    entry_source,
+    raising_source,
+    waiting_source,
+)
+from ray_durable.engine.state import ExecutionState
+from ray_durable.errors import CorruptLogError, OrchestrationTerminatedError
+from ray_durable.failure import Failure
+from ray_durable.payload import Payload
+from ray_durable.retry import RetryPolicy
+
+__all__ = ["Execution", "Main"]
+
+Main = Callable[["Execution", ExecutionStarted], Coroutine[Any, Any, Payload]]
+
+_UUIDS = uuid.UUID("6f3c1f0e-8f0b-5d6e-9a55-1d7f4c2b9e10")
+
+
+class Execution(ExecutionState):
+    """One execution of an orchestrator. See the module.
+
+    `main(execution, started)` makes the orchestrator's coroutine, which asks through this object and returns its
+    result, encoded. The methods that ask work only while `apply` runs, from the orchestrator's own code.
+    """
+
+    def __init__(self, main: Main) -> None:
+        # Most of the loop's abstract methods are filled in when its module is loaded.
+        loop = EventLoop(self._create_loop_timer, self._cancel_loop_timer)  # type: ignore[abstract]
+        super().__init__(loop, Journal(self._waiting_source))
+        self._main = main
+        # Not the caller's context: what happens to be set there is not in the history.
+        self._context = Context()
+        self._main_task: asyncio.Task[Payload] | None = None
+        self._main_source: Source | None = None
+        self._dead: BaseException | None = None
+        self._applying = False
+        self._uuid_count = 0
+        self.random = random.Random(0)
+
+    def apply(self, events: Iterable[Event]) -> list[Event]:
+        """Deliver `events`, in order, and return what the log lacks: fresh inputs, each followed by what it caused.
+
+        Raises:
+            NonDeterminismError: The code asks for something else than the history holds.
+            CorruptLogError: The history has gaps, or events that cannot be.
+            RuntimeError: An earlier call raised, or this one comes from within another.
+        """
+        if self._dead is not None:
+            raise RuntimeError(
+                "This execution died of an earlier error: make a new one and load the history into it."
+            ) from self._dead
+        if self._applying:
+            raise RuntimeError("Execution.apply was called from within itself.")
+        self._applying = True
+        try:
+            return self._context.run(self._loop.run, self._apply, events)
+        except BaseException as error:
+            self._dead = error
+            self._context.run(self._loop.run, self._close)
+            raise
+        finally:
+            self._applying = False
+
+    def schedule_task(
+        self,
+        *,
+        name: str,
+        input: Payload,
+        decode: Callable[[Payload], Any],
+        retry: RetryPolicy | None = None,
+        target: object = None,
+    ) -> asyncio.Future[Any]:
+        """Ask for an activity. The future gets `decode(result)`, what decoding raised, or ActivityError once `retry`
+        gives up. Cancelling it cancels the activity."""
+        self._require_open()
+        return self._tasks.schedule(name, input, decode, retry, target, calling_source())
+
+    def schedule_map(
+        self,
+        *,
+        name: str,
+        items: Payload,
+        count: int,
+        decode_results: Callable[[Payload], list[Any]],
+        retry: RetryPolicy | None = None,
+        target: object = None,
+        return_exceptions: bool = False,
+        tolerated_failures: int = 0,
+    ) -> asyncio.Future[list[Any]]:
+        """Ask for an activity for each of `count` items. The future gets the list of results, in the items' order.
+
+        The first item that fails for good fails it with ActivityError, unless `return_exceptions` puts the error in the
+        item's place, or no more than `tolerated_failures` items fail, which leave None.
+        """
+        self._require_open()
+        return self._maps.schedule(
+            name,
+            items,
+            count,
+            decode_results,
+            retry,
+            target,
+            calling_source(),
+            return_exceptions=return_exceptions,
+            tolerated_failures=tolerated_failures,
+        )
+
+    def create_timer(self, due_us: int) -> asyncio.Future[None]:
+        """A future that is done at `due_us`: at once, without a timer, if that is past."""
+        self._require_open()
+        return self._timers.wait(due_us, calling_source())
+
+    def wait_for_external_event(self, name: str, decode: Callable[[Payload], Any]) -> asyncio.Future[Any]:
+        """The next external event called `name`, decoded. Events that came before are handed out first."""
+        self._require_open()
+        return self._events.wait(name, decode)
+
+    def set_custom_status(self, value: Payload) -> None:
+        """Show `value` as the instance's custom status."""
+        self._require_open()
+        self.custom_status = value
+        number = self._journal.next_number()
+        self._journal.record(CustomStatusSet(number=number, time_us=self.now_us, value=value), calling_source())
+
+    def new_uuid(self) -> uuid.UUID:
+        """A UUID that replay makes again."""
+        self._require_open()
+        assert self.started is not None
+        self._uuid_count += 1
+        return uuid.uuid5(_UUIDS, f"{self.started.run}/{self._uuid_count}")
+
+    # Inside
+
+    def _apply(self, events: Iterable[Event]) -> list[Event]:
+        for event in events:
+            if self.started is None and not isinstance(event, ExecutionStarted):
+                raise CorruptLogError(
+                    f"The first event is {describe_event(event)}: a history begins with ExecutionStarted.",
+                    key=f"event {event.number}",
+                )
+            if isinstance(event, Input):
+                self._take_input(event)
+            elif isinstance(event, Caused) and event.number:
+                self._journal.match(event)
+            else:
+                raise TypeError(f"{describe_event(event)} is no input: only a history has such events, numbered.")
+        return self._journal.take_new()
+
+    def _take_input(self, event: Input) -> None:
+        self.is_replaying = event.number != 0
+        if event.number:
+            self._journal.replay(event)
+            if not self._is_news(event):
+                raise CorruptLogError(
+                    f"The history of instance '{self.instance_id}' has {describe_event(event)} as event "
+                    f"{event.number}, which cannot follow what is before it. Check the log's objects.",
+                    key=f"event {event.number}",
+                )
+        elif self._is_news(event):
+            event = self._journal.accept(event)
+        else:
+            return
+        self._loop.now_us = self._journal.time_us
+        _HANDLERS[type(event)][1](self, event)
+        self._loop.run_until_quiet()
+        if self._main_task is not None and self._main_task.done() and not self.ended:
+            self._end_with(self._main_task)
+
+    def _is_news(self, event: Input) -> bool:
+        if self.ended and type(event) is not OwnerClaimed:
+            return False
+        return _HANDLERS[type(event)][0](self, event)
+
+    def _is_due(self, event: TimerFired) -> bool:
+        due_us = self._timers.due_us.get(event.timer)
+        return due_us is not None and due_us <= max(self.now_us, event.time_us)
+
+    def _start(self, event: ExecutionStarted) -> None:
+        self.started = event
+        self._journal.instance_id = event.instance_id
+        self.status = RuntimeStatus.RUNNING
+        self.random.seed(event.run)
+        self._retry_random.seed(f"{event.run}/retry")
+        self._loop.begin_order(crc32(event.run.encode()))
+        self._main_task = self._loop.create_task(self._run_main(event), name="orchestrator")
+        self._loop.run_until_quiet()
+        if not self._main_task.done():
+            self._main_source = entry_source(self._main_task.get_coro())
+
+    async def _run_main(self, started: ExecutionStarted) -> Payload:
+        try:
+            return await self._main(self, started)
+        finally:
+            # What other tasks would still do now is not asked for any more.
+            self._loop.halt()
+
+    def _end_with(self, main_task: asyncio.Task[Payload]) -> None:
+        error: BaseException
+        try:
+            result = main_task.result()
+        except asyncio.CancelledError as canceled:
+            error, failure = canceled, Failure.from_exception(canceled, kind="cancelled")
+        except BaseException as raised:
+            error, failure = raised, Failure.from_exception(raised)
+        else:
+            if not isinstance(result, Payload):
+                raise TypeError(f"The coroutine of an execution returns a Payload, not {type(result).__name__}.")
+            self._end(RuntimeStatus.COMPLETED, self._main_source, result=result)
+            return
+        self._end(RuntimeStatus.FAILED, raising_source(error) or self._main_source, failure=failure)
+
+    def _terminate(self, event: ExecutionTerminated) -> None:
+        failure = Failure(kind="cancelled", type_name=OrchestrationTerminatedError.__name__, message=event.reason)
+        self._end(RuntimeStatus.TERMINATED, None, failure=failure)
+
+    def _end(
+        self,
+        status: RuntimeStatus,
+        source: Source | None,
+        *,
+        result: Payload | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        self.status, self.result, self.failure = status, result, failure
+        number = self._journal.next_number()
+        event = ExecutionCompleted(number=number, time_us=self.now_us, status=status, result=result, failure=failure)
+        self._journal.record(event, source)
+        self._close()
+
+    def _close(self) -> None:
+        self._loop.shut_down()
+        self._timers.clear()
+        self._events.clear()
+
+    def _waiting_source(self) -> Source | None:
+        return None if self._main_task is None else waiting_source(self._main_task.get_coro())
+
+    def _require_open(self) -> None:
+        if not self._loop.may_ask():
+            raise ExecutionClosed("The execution has ended: nothing more can be asked for.")
+
+    def _create_loop_timer(self, due_us: int, callback: Callable[[], object]) -> int:
+        self._require_open()
+        return self._timers.create(due_us, callback, calling_source())
+
+    def _cancel_loop_timer(self, number: int) -> None:
+        self._timers.cancel(number)
+
+
+# For each kind of input: whether it says anything new, and what it does.
+_HANDLERS: dict[type[Input], tuple[Callable[[Execution, Any], bool], Callable[[Execution, Any], None]]] = {
+    ExecutionStarted: (lambda self, event: self.started is None, Execution._start),
+    OwnerClaimed: (lambda self, event: True, lambda self, event: None),
+    TaskCompleted: (
+        lambda self, event: event.task in self._tasks.outstanding,
+        lambda self, event: self._tasks.complete(event),
+    ),
+    TaskFailed: (
+        lambda self, event: event.task in self._tasks.outstanding,
+        lambda self, event: self._tasks.fail(event),
+    ),
+    MapCompleted: (
+        lambda self, event: self._maps.awaits(event),
+        lambda self, event: self._maps.complete(event),
+    ),
+    TimerFired: (Execution._is_due, lambda self, event: self._timers.fire(event.timer)),
+    EventRaised: (
+        lambda self, event: not self._events.is_duplicate(event),
+        lambda self, event: self._events.raised(event),
+    ),
+    ExecutionTerminated: (lambda self, event: True, Execution._terminate),
+}

@@ -1,0 +1,109 @@
+"""External events: those that nobody waited for yet, and those who wait.
+
+Events of one name are handed out in the order of their arrival, to waiters in the order of their asking. A cancelled
+waiter takes none.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from ray_durable.engine.events import EventRaised
+from ray_durable.engine.futures import CommandFuture, fail, resolve
+from ray_durable.engine.loop import EventLoop
+from ray_durable.payload import Payload
+
+__all__ = ["ExternalEvents", "decode_into"]
+
+_Decode = Callable[[Payload], Any]
+
+
+def decode_into(future: CommandFuture, decode: _Decode, payload: Payload) -> None:
+    """Resolve `future` with the decoded payload, or with the exception of decoding it."""
+    if future.done():
+        return
+    try:
+        value = decode(payload)
+    except Exception as error:
+        fail(future, error)
+    else:
+        resolve(future, value)
+
+
+class _Waiter:
+    __slots__ = ("decode", "events", "future", "name")
+
+    def __init__(self, events: ExternalEvents, name: str, future: CommandFuture, decode: _Decode) -> None:
+        self.events = events
+        self.name = name
+        self.future = future
+        self.decode = decode
+
+    def revoke(self) -> None:
+        self.events.forget(self)
+
+
+class ExternalEvents:
+    """The unread external events of an execution, and its waiters."""
+
+    __slots__ = ("_loop", "_seen", "_unread", "_waiters")
+
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
+        self._unread: dict[str, deque[EventRaised]] = {}
+        # Ordered dictionaries, because a plain one is slow to find its first key when many were taken from the front.
+        self._waiters: dict[str, OrderedDict[_Waiter, None]] = {}
+        self._seen: set[str] = set()
+
+    def is_duplicate(self, event: EventRaised) -> bool:
+        """Whether an event of this id was raised before."""
+        return event.event_id in self._seen
+
+    def wait(self, name: str, decode: _Decode) -> CommandFuture:
+        """A future of the next event of this name."""
+        future = self._loop.create_command_future()
+        unread = self._unread.get(name)
+        if unread:
+            event = unread.popleft()
+            if not unread:
+                del self._unread[name]
+            decode_into(future, decode, event.value)
+        else:
+            waiter = _Waiter(self, name, future, decode)
+            future.command = waiter
+            self._waiters.setdefault(name, OrderedDict())[waiter] = None
+        return future
+
+    def raised(self, event: EventRaised) -> None:
+        """Hand an event to whoever waited longest, or keep it."""
+        if event.event_id:
+            self._seen.add(event.event_id)
+        waiters = self._waiters.get(event.name)
+        if waiters:
+            waiter = next(iter(waiters))
+            self.forget(waiter)
+            decode_into(waiter.future, waiter.decode, event.value)
+        else:
+            self._unread.setdefault(event.name, deque()).append(event)
+
+    def forget(self, waiter: _Waiter) -> None:
+        """The waiter waits no more."""
+        waiters = self._waiters.get(waiter.name)
+        if waiters is not None:
+            waiters.pop(waiter, None)
+            if not waiters:
+                del self._waiters[waiter.name]
+
+    def clear(self) -> None:
+        """Nobody waits any more: the execution has ended. Unread events stay."""
+        self._waiters.clear()
+
+    def waiting_for(self) -> list[str]:
+        """The names that are waited for, in the order in which the waiting for each began."""
+        return list(self._waiters)
+
+    def unread(self) -> list[EventRaised]:
+        """The events that nobody has taken, in the order of their arrival."""
+        return sorted((event for events in self._unread.values() for event in events), key=lambda event: event.number)

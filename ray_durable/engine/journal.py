@@ -1,0 +1,135 @@
+"""The place of an execution in its history: numbers, time, and whether the code does what the history says.
+
+Every event of an execution passes here, in order. A caused event is numbered and kept, with the line of code that
+asked for it, until the history, or the caller, is known to have it. Recorded caused events are compared with those,
+one by one; a fresh input makes the caller the keeper of all that came before.
+
+Invariants: numbers are dense; `time_us` never decreases; each event is returned by `take_new` once at most, and none
+that the history has. It knows nothing of what events mean.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from ray_durable.engine.events import Caused, Event, Input
+from ray_durable.engine.matching import describe_event, find_mismatch
+from ray_durable.engine.source import Source, describe_source
+from ray_durable.errors import CorruptLogError, NonDeterminismError
+
+__all__ = ["Journal"]
+
+_InputT = TypeVar("_InputT", bound=Input)
+
+_ADVICE = (
+    "The orchestrator's code, or something it depends on (time, random, environment, order of a set), is not what it "
+    "was when this history was made. Deploy the former code to let the instance go on, or start a new one."
+)
+
+
+class Journal:
+    """Numbers events, keeps time, and matches recorded events with those that the code caused."""
+
+    __slots__ = ("_new", "_reported", "_unmatched", "instance_id", "number", "time_us", "waiting")
+
+    def __init__(self, waiting: Callable[[], Source | None]) -> None:
+        self.instance_id = ""
+        self.number = 0
+        self.time_us = 0
+        self.waiting = waiting
+        self._unmatched: deque[tuple[Caused, Source | None]] = deque()
+        self._reported = 0
+        self._new: list[Event] = []
+
+    def next_number(self) -> int:
+        """Take the number of the next caused event; `record` must follow."""
+        self.number += 1
+        return self.number
+
+    def record(self, event: Caused, source: Source | None) -> None:
+        """Keep an event that the code caused."""
+        assert event.number == self.number, "events are recorded in the order of their numbers"
+        self._unmatched.append((event, source))
+
+    def accept(self, event: _InputT) -> _InputT:
+        """Give a fresh input its number and time. All that was caused before it is final."""
+        self._report()
+        self._unmatched.clear()
+        self.number += 1
+        self.time_us = max(self.time_us, event.time_us)
+        stamped = event.stamped(self.number, self.time_us)
+        self._reported = self.number
+        self._new.append(stamped)
+        return stamped
+
+    def replay(self, event: Input) -> None:
+        """Take the next input of the history.
+
+        Raises:
+            NonDeterminismError: The code asked for something more before it.
+            CorruptLogError: Events are missing before it.
+        """
+        self._require_next(event)
+        if self._unmatched:
+            generated, source = self._unmatched[0]
+            self._diverged(event, describe_event(generated), source, "The code asks for something more.")
+        self.number += 1
+        self.time_us = max(self.time_us, event.time_us)
+
+    def match(self, event: Caused) -> None:
+        """Compare the next recorded caused event with what the code asked for.
+
+        Raises:
+            NonDeterminismError: The code asked for something else, or for nothing.
+            CorruptLogError: Events are missing before it.
+        """
+        self._require_next(event)
+        if not self._unmatched:
+            self._diverged(event, "nothing: the code waits", self.waiting(), "The code does not ask for it.")
+        generated, source = self._unmatched[0]
+        mismatch = find_mismatch(event, generated)
+        if mismatch is not None:
+            what = f"{mismatch.field}: " if mismatch.field else ""
+            difference = f"Difference: {what}{mismatch.recorded} in the history, {mismatch.generated} from the code."
+            self._diverged(event, describe_event(generated), source, difference)
+        self._unmatched.popleft()
+
+    def take_new(self) -> list[Event]:
+        """The events that the history lacks and that were not returned before."""
+        self._report()
+        new, self._new = self._new, []
+        return new
+
+    def source_of(self, number: int) -> Source | None:
+        """The line that caused event `number`, as long as the history is not known to have it."""
+        return next((source for event, source in self._unmatched if event.number == number), None)
+
+    def _report(self) -> None:
+        reported = self._reported
+        self._new.extend(event for event, _ in self._unmatched if event.number > reported)
+        self._reported = self.number
+
+    def _require_next(self, event: Event) -> None:
+        expected = self.number - len(self._unmatched) + 1
+        if event.number != expected:
+            raise CorruptLogError(
+                f"The history of instance '{self.instance_id}' has event {event.number} ({describe_event(event)}) "
+                f"where event {expected} belongs: events are missing or out of order. Check the log's objects.",
+                key=f"event {event.number}",
+            )
+
+    def _diverged(self, recorded: Event, actual: str, source: Source | None, difference: str) -> None:
+        expected, line = describe_event(recorded), describe_source(source)
+        raise NonDeterminismError(
+            f"Replay of instance '{self.instance_id}' diverged from its history at event {recorded.number}.\n"
+            f"  expected (history): {expected}\n"
+            f"  actual (code):      {actual}\n"
+            f"  at:                 {line or 'unknown line'}\n"
+            f"{difference} {_ADVICE}",
+            expected=expected,
+            actual=actual,
+            position=recorded.number,
+            source=line,
+        )

@@ -1,0 +1,137 @@
+"""The state of an execution, to be looked at: what it waits for, how far it is, how it ended.
+
+Nothing here changes anything. Mappings are views of the engine's own, in the order of the events' numbers: copy what
+should outlive the next `apply`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ray_durable.engine.events import EventRaised, ExecutionStarted, RuntimeStatus, TaskScheduled
+from ray_durable.engine.external_events import ExternalEvents
+from ray_durable.engine.journal import Journal
+from ray_durable.engine.loop import EventLoop
+from ray_durable.engine.maps import Maps, OutstandingMap
+from ray_durable.engine.source import describe_source
+from ray_durable.engine.tasks import Tasks
+from ray_durable.engine.timers import Timers
+from ray_durable.failure import Failure
+from ray_durable.payload import Payload
+
+__all__ = ["Counts", "ExecutionState"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How much was asked for, and how much of it ended. An activity call counts once, however often it is retried."""
+
+    tasks_scheduled: int = 0
+    tasks_completed: int = 0
+    tasks_failed: int = 0
+    tasks_cancelled: int = 0
+    map_items_total: int = 0
+    map_items_completed: int = 0
+    map_items_failed: int = 0
+
+
+class ExecutionState:
+    """What is known of an execution. `Execution` moves it."""
+
+    def __init__(self, loop: EventLoop, journal: Journal) -> None:
+        self._loop = loop
+        self._journal = journal
+        self._timers = Timers(journal, loop)
+        # The user's random numbers do not depend on how often something is retried.
+        self._retry_random = random.Random(0)
+        self._tasks = Tasks(journal, loop, self._timers, self._retry_random)
+        self._maps = Maps(journal, loop, self._timers, self._retry_random)
+        self._events = ExternalEvents(loop)
+
+        self.started: ExecutionStarted | None = None
+        self.status = RuntimeStatus.PENDING
+        self.result: Payload | None = None
+        self.failure: Failure | None = None
+        self.custom_status: Payload | None = None
+        self.is_replaying = False
+
+    @property
+    def position(self) -> int:
+        """The number of the last event."""
+        return self._journal.number
+
+    @property
+    def now_us(self) -> int:
+        """The time of the last input."""
+        return self._journal.time_us
+
+    @property
+    def instance_id(self) -> str:
+        """The id of the instance ("" before the start)."""
+        return self._journal.instance_id
+
+    @property
+    def ended(self) -> bool:
+        """Whether the execution has come to an end."""
+        return self.status.is_final
+
+    @property
+    def outstanding_tasks(self) -> Mapping[int, TaskScheduled]:
+        """The tasks without outcome that were not cancelled, by number, in order. A view, not a copy."""
+        return self._tasks.outstanding
+
+    @property
+    def outstanding_maps(self) -> Mapping[int, OutstandingMap]:
+        """The maps with unfinished items, by number, in order. A view, not a copy."""
+        return self._maps.outstanding
+
+    @property
+    def timers(self) -> Mapping[int, int]:
+        """The times of the timers that have neither fired nor been cancelled, by number. A view, not a copy."""
+        return self._timers.due_us
+
+    @property
+    def next_timer_us(self) -> int | None:
+        """The time of the earliest timer."""
+        return self._timers.next_due_us()
+
+    def due_timers(self, now_us: int) -> list[int]:
+        """The numbers of the timers that should fire by `now_us`, in the order in which they should."""
+        return self._timers.due(now_us)
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """The names of the external events that the code waits for."""
+        return self._events.waiting_for()
+
+    @property
+    def unread_events(self) -> list[EventRaised]:
+        """The external events that nobody has taken, in the order of their arrival."""
+        return self._events.unread()
+
+    @property
+    def unhandled_errors(self) -> Sequence[BaseException]:
+        """What callbacks, and background tasks that nobody awaited, raised. Tasks are looked through at the end."""
+        return self._loop.unhandled
+
+    @property
+    def counts(self) -> Counts:
+        """How much was asked for, and how much of it ended."""
+        tasks, maps = self._tasks, self._maps
+        return Counts(
+            tasks_scheduled=tasks.scheduled,
+            tasks_completed=tasks.completed,
+            tasks_failed=tasks.failed,
+            tasks_cancelled=tasks.cancelled,
+            map_items_total=maps.total,
+            map_items_completed=maps.completed,
+            map_items_failed=maps.failed,
+        )
+
+    def source_of(self, number: int) -> str:
+        """ "file:line" of the code that asked for an outstanding task, map or timer ("" if unknown)."""
+        keepers = (self._tasks, self._maps, self._timers, self._journal)
+        found = (keeper.source_of(number) for keeper in keepers)
+        return describe_source(next((source for source in found if source is not None), None))
