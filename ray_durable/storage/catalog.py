@@ -73,11 +73,13 @@ async def find_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> Open
 
 async def list_open(store: ObjectStore, keys: HubKeys) -> list[OpenEntry]:
     """The whole open set, oldest first."""
-    folders = [name for name in await store.list(keys.open_set) if name.endswith("/")]
-    names = await _in_groups([store.list(f"{keys.open_set}{folder}") for folder in folders])
+    folders = [name for name in await store.list_folder(keys.open_set) if name.endswith("/")]
+    names = await _in_groups([store.list_folder(f"{keys.open_set}{folder}") for folder in folders])
     paths = [f"{keys.open_set}{folder}{name}" for folder, below in zip(folders, names, strict=True) for name in below]
     entries = map(_open_entry, await _in_groups([store.get(path) for path in paths]))
-    return sorted((entry for entry in entries if entry is not None), key=lambda entry: (entry.entered_us, entry.instance_id))
+    return sorted(
+        (entry for entry in entries if entry is not None), key=lambda entry: (entry.entered_us, entry.instance_id)
+    )
 
 
 def _open_entry(data: bytes | None) -> OpenEntry | None:
@@ -120,11 +122,11 @@ async def list_ended(
     wanted = {status.lower() for status in statuses} if statuses is not None else None
     first_day, last_day = _day(created_from_us), _day(created_to_us)
     found: list[str] = []
-    for folder in await store.list(keys.ended):
+    for folder in await store.list_folder(keys.ended):
         day = folder.rstrip("/")
         if (first_day and day < first_day) or (last_day and day > last_day) or (token and day < token.split("/")[0]):
             continue
-        for name in await store.list(f"{keys.ended}{folder}"):
+        for name in await store.list_folder(f"{keys.ended}{folder}"):
             path = f"{folder}{name}"
             if (token is None or path > token) and _matches(name, wanted, prefix, created_from_us, created_to_us):
                 found.append(path)
@@ -160,7 +162,11 @@ def _summary(data: bytes | None) -> Mapping[str, Any] | None:
         summary = json.loads(data or b"")
     except ValueError:
         return None
-    return summary if isinstance(summary, dict) and {"instance", "runtime_status", "created_us"} <= summary.keys() else None
+    return (
+        summary
+        if isinstance(summary, dict) and {"instance", "runtime_status", "created_us"} <= summary.keys()
+        else None
+    )
 
 
 async def _in_groups(awaitables: Sequence[Any]) -> list[Any]:

@@ -44,7 +44,7 @@ async def read_settings(store: ObjectStore, keys: HubKeys) -> Mapping[str, Any] 
 
 async def current_hub_epoch(store: ObjectStore, keys: HubKeys) -> int:
     """The newest claimed epoch; 0 if nobody held the hub yet."""
-    names = await store.list(keys.hub_epochs)
+    names = await store.list_folder(keys.hub_epochs)
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 

@@ -21,7 +21,9 @@ __all__ = ["LocalStore"]
 
 _TEMPORARY = ".tmp-"
 _FOLDERS_OPEN_MAX = 64
-_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ENFILE, errno.EMFILE})
+_PASSING = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ENFILE, errno.EMFILE}
+)
 
 
 class LocalStore:
@@ -80,7 +82,7 @@ class LocalStore:
         except OSError as error:
             raise self._trouble(error, key) from error
 
-    async def list(self, folder: str) -> list[str]:
+    async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""
         try:
             with os.scandir(self._path(folder)) as entries:

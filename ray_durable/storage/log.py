@@ -98,7 +98,7 @@ async def persist(attempt: Callable[[], Awaitable[T]], pacing: Pacing | None = N
 
 async def latest_execution(store: ObjectStore, keys: HubKeys, instance_id: str) -> int | None:
     """The number of an instance's newest execution; None if there is no such instance."""
-    names = await store.list(keys.executions(instance_id))
+    names = await store.list_folder(keys.executions(instance_id))
     numbers = [int(name) for name in names if name.isdigit()]
     return max(numbers, default=None)
 
@@ -188,11 +188,11 @@ async def read_tail(store: ObjectStore, keys: HubKeys, instance_id: str, executi
     """
     start = await _read_start(store, keys, instance_id, execution)
     run = start.header.run
-    folders = await store.list(keys.log(run))
+    folders = await store.list_folder(keys.log(run))
     if not folders:
         return start
     folder = f"{keys.log(run)}{folders[-1]}"
-    names = [name for name in await store.list(folder) if name.isdigit()]
+    names = [name for name in await store.list_folder(folder) if name.isdigit()]
     if not names:
         return start
     seq = int(names[-1])
@@ -284,7 +284,13 @@ class RunLog:
         return self.segments[known:]
 
     async def claim(
-        self, lines: Sequence[bytes], sections: Sequence[bytes], *, first: int, status: Mapping[str, Any], hub_epoch: int
+        self,
+        lines: Sequence[bytes],
+        sections: Sequence[bytes],
+        *,
+        first: int,
+        status: Mapping[str, Any],
+        hub_epoch: int,
     ) -> Segment:
         """Take the log over: append a segment with the next epoch.
 
@@ -294,7 +300,13 @@ class RunLog:
         return await self._append(lines, sections, first, status, hub_epoch, epoch=self.epoch + 1)
 
     async def append(
-        self, lines: Sequence[bytes], sections: Sequence[bytes], *, first: int, status: Mapping[str, Any], hub_epoch: int
+        self,
+        lines: Sequence[bytes],
+        sections: Sequence[bytes],
+        *,
+        first: int,
+        status: Mapping[str, Any],
+        hub_epoch: int,
     ) -> Segment:
         """Append a segment of our epoch. It is durable when this returns.
 

@@ -46,7 +46,7 @@ class MemoryStore:
         with _lock:
             return self._objects.get(key)
 
-    async def list(self, folder: str) -> list[str]:
+    async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""
         with _lock:
             below = [key[len(folder) :] for key in self._objects if key.startswith(folder)]

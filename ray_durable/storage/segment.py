@@ -61,7 +61,9 @@ class Segment:
     digest: str
 
 
-def encode_segment(key: str, header: SegmentHeader, lines: Sequence[bytes], sections: Sequence[bytes]) -> tuple[bytes, Segment]:
+def encode_segment(
+    key: str, header: SegmentHeader, lines: Sequence[bytes], sections: Sequence[bytes]
+) -> tuple[bytes, Segment]:
     """The bytes of a segment, and the segment as a reader will see it.
 
     Raises:
@@ -126,7 +128,9 @@ def decode_segment(key: str, data: bytes) -> Segment:
     try:
         fields = json.loads(head)
         if fields["v"] != FORMAT_VERSION:
-            raise _corrupt(key, f"its format version is {fields['v']!r}, and this ray_durable reads {FORMAT_VERSION}: upgrade")
+            raise _corrupt(
+                key, f"its format version is {fields['v']!r}, and this ray_durable reads {FORMAT_VERSION}: upgrade"
+            )
         header = SegmentHeader(
             run=fields["run"],
             instance=fields["instance"],

@@ -41,7 +41,7 @@ class ObjectStore(Protocol):
     async def get(self, key: str) -> bytes | None:
         """The object's bytes; None if there is none."""
 
-    async def list(self, folder: str) -> list[str]:
+    async def list_folder(self, folder: str) -> list[str]:
         """Names directly below `folder` (which ends with a slash), sorted; folders among them end with a slash."""
 
     async def delete_many(self, keys: list[str]) -> None:
@@ -74,7 +74,9 @@ async def open_store(url: str, *, storage_options: dict[str, Any] | None = None)
     except ImportError as missing:
         extra = _EXTRAS.get(scheme)
         advice = f"pip install 'ray_durable[{extra}]'" if extra else f"install the package that serves {scheme}://"
-        raise ConfigurationError(f"{scheme}:// needs a package that is not installed ({missing}): {advice}") from missing
+        raise ConfigurationError(
+            f"{scheme}:// needs a package that is not installed ({missing}): {advice}"
+        ) from missing
     except ValueError as unknown:
         raise ConfigurationError(f"{url!r} is no root that can be opened: {unknown}") from unknown
 
@@ -104,6 +106,3 @@ async def probe(store: ObjectStore, key: str) -> None:
             "overwrite each other: use a local root, S3 or a compatible store that honours If-None-Match, GCS or Azure",
             url=store.url,
         )
-
-
-
