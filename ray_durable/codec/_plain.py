@@ -23,15 +23,6 @@ __all__ = [
     "plain_from_as_is",
     "to_json",
 ]
-    "JSON_DEPTH_MAX",
-    "SCALARS",
-    "has_long_number",
-    "is_plain",
-    "json_encoding",
-    "plain_as_is",
-    "plain_from_as_is",
-    "to_json",
-]
 
 # Parsers stop at 200 levels and serializers at 255: what is written must stay readable for all of them.
 JSON_DEPTH_MAX = 128
