@@ -16,9 +16,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import cloudpickle
-
 from ray_durable.codec import Trust
+from ray_durable.codec.pickling import dump_pickle
 from ray_durable.errors import FunctionNotFoundError, SerializationError
 from ray_durable.function import DurableFunction
 from ray_durable.registry import registered
@@ -47,7 +46,7 @@ def capture_bundle(started: DurableFunction | None = None) -> bytes:
         wanted[started.name] = started
     left_out: dict[str, str] = {}
     try:
-        functions = cloudpickle.dumps(wanted, protocol=5)
+        functions = dump_pickle(wanted)
     except Exception:
         # One of them is the culprit: find it, and let the others go together, since they may share globals.
         kept = {}
@@ -59,7 +58,7 @@ def capture_bundle(started: DurableFunction | None = None) -> bytes:
                 raise _cannot_capture(function, reason) from None
             else:
                 left_out[name] = reason
-        functions = cloudpickle.dumps(kept, protocol=5)
+        functions = dump_pickle(kept)
     return pickle.dumps({"functions": functions, "left_out": left_out, "paths": _script_folders()}, protocol=5)
 
 
@@ -121,7 +120,7 @@ def _cannot_capture(function: DurableFunction, reason: str) -> SerializationErro
 def _why_not(value: Any) -> str | None:
     """Why `value` cannot be pickled; None if it can. For a function, the variable it uses that is to blame."""
     try:
-        cloudpickle.dumps(value, protocol=5)
+        dump_pickle(value)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         plain = value.function if isinstance(value, DurableFunction) else value
@@ -149,7 +148,7 @@ def _culprit(function: FunctionType, seen: set[int]) -> str | None:
 
 def _pickles(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value, protocol=5)
+        dump_pickle(value)
     except Exception:
         return False
     return True

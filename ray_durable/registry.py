@@ -25,8 +25,9 @@ __all__ = ["is_stale", "lookup", "reference_of", "register", "registered", "reso
 F = TypeVar("F", bound=DurableFunction)
 
 _functions: dict[str, DurableFunction] = {}
-# The source of each module as it was when its functions registered; the file may change while the process lives.
-_digests: dict[str, str | None] = {}
+# The source of each module as it was when its functions registered: the file may change while the process lives. A
+# module imported anew is another object.
+_digests: dict[str, tuple[ModuleType | None, str | None]] = {}
 
 
 def register(function: F) -> F:
@@ -72,9 +73,11 @@ def lookup(name: str) -> DurableFunction:
 
 def source_digest(module: str) -> str | None:
     """SHA-256 of the file of an imported module, as it was when its functions registered; None without a file."""
-    if module not in _digests:
-        _digests[module] = _digest_on_disk(module)
-    return _digests[module]
+    loaded = sys.modules.get(module)
+    known = _digests.get(module)
+    if known is None or known[0] is not loaded:
+        known = _digests[module] = (loaded, _digest_on_disk(module))
+    return known[1]
 
 
 def reference_of(function: DurableFunction, bundle_digest: str | None = None) -> FunctionReference:

@@ -21,7 +21,6 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cloudpickle
 import pyarrow as pa
 import pydantic_core
 
@@ -31,6 +30,7 @@ from ray_durable.codec._plain import JSON_DEPTH_MAX, SCALARS, is_plain, plain_as
 from ray_durable.codec._types import TypeCodec, describe_mismatch, join, type_codec
 from ray_durable.codec.batch import Batch, item_batch, native_batch, open_batch
 from ray_durable.codec.limits import Limits, Trust
+from ray_durable.codec.pickling import dump_pickle
 from ray_durable.errors import DurableError, PayloadTooLargeError, SerializationError
 from ray_durable.payload import Payload
 
@@ -161,7 +161,7 @@ class Codec:
                 type_name=type_name,
             )
         try:
-            data: bytes = cloudpickle.dumps(value, protocol=5)
+            return dump_pickle(value)
         except Exception as error:
             raise SerializationError(
                 f"{where}: {_why_not_json(value, codec)}, and it cannot be pickled ({type(error).__name__}: {error}). "
@@ -169,7 +169,6 @@ class Codec:
                 where=where,
                 type_name=type_name,
             ) from error
-        return data
 
     def _decode(self, encoding: str, data: bytes, codec: TypeCodec, where: str) -> Any:
         if encoding == "json" or encoding == "json-nonfinite":
