@@ -374,11 +374,11 @@ class RunLog:
         )
 
     async def _listed_end(self) -> int:
-        folders = await self._pacing.persist(lambda: self._store.list(self._keys.log(self.run)))
+        folders = await self._pacing.persist(lambda: self._store.list_folder(self._keys.log(self.run)))
         if not folders:
             return 0
         folder = f"{self._keys.log(self.run)}{folders[-1]}"
-        names = await self._pacing.persist(lambda: self._store.list(folder))
+        names = await self._pacing.persist(lambda: self._store.list_folder(folder))
         return max((int(name) for name in names if name.isdigit()), default=0)
 
     async def _get_raw(self, seq: int) -> bytes | None:
