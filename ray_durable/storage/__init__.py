@@ -31,6 +31,7 @@ from ray_durable.storage.log import (
     latest_execution,
     persist,
     put_blob,
+    read_start,
     read_tail,
 )
 from ray_durable.storage.segment import FORMAT_VERSION, Segment, SegmentHeader, decode_segment, encode_segment
@@ -67,6 +68,7 @@ __all__ = [
     "put_blob",
     "read_lease",
     "read_settings",
+    "read_start",
     "read_tail",
     "record_ended",
     "remove_open",

@@ -42,6 +42,7 @@ __all__ = [
     "latest_execution",
     "persist",
     "put_blob",
+    "read_start",
     "read_tail",
 ]
 
@@ -157,7 +158,8 @@ async def create_execution(
     return None if existing.header.status.get("request_id") == status.get("request_id") else existing
 
 
-async def _read_start(store: ObjectStore, keys: HubKeys, instance_id: str, execution: int) -> Segment:
+async def read_start(store: ObjectStore, keys: HubKeys, instance_id: str, execution: int) -> Segment:
+    """Segment 0 of an execution. InstanceNotFoundError if there is none."""
     key = keys.execution(instance_id, execution)
     data = await store.get(key)
     if data is None:
@@ -186,7 +188,7 @@ async def read_tail(store: ObjectStore, keys: HubKeys, instance_id: str, executi
     Raises:
         InstanceNotFoundError: there is no such execution.
     """
-    start = await _read_start(store, keys, instance_id, execution)
+    start = await read_start(store, keys, instance_id, execution)
     run = start.header.run
     folders = await store.list_folder(keys.log(run))
     if not folders:
@@ -252,7 +254,7 @@ class RunLog:
             CorruptLogError: a segment is damaged, missing or out of place.
         """
         pacing = pacing or Pacing()
-        start = await pacing.persist(lambda: _read_start(store, keys, instance_id, execution))
+        start = await pacing.persist(lambda: read_start(store, keys, instance_id, execution))
         log = cls(instance_id, execution, start.header.run, [start], start.header.epoch, store, keys, pacing)
         await log.refresh()
         return log
