@@ -28,7 +28,7 @@ from ray_durable.replay_logger import ReplaySafeLogger
 from ray_durable.retry import RetryPolicy
 from ray_durable.target import ActivityTarget
 
-__all__ = ["OrchestrationContext", "Orchestration"]
+__all__ = ["Orchestration", "OrchestrationContext"]
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,6 +7,7 @@ digest and its bytes may not be loaded.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,6 @@ class Payload:
         """The same payload, to be referred to by its digest."""
         return replace(self, blob=self.digest())
 
-    def with_data(self, data: bytes) -> Payload:
+    def with_data(self, data: builtins.bytes) -> Payload:
         """The same payload with its bytes loaded."""
         return replace(self, data=data)

@@ -32,7 +32,9 @@ class ReplaySafeLogger(logging.LoggerAdapter[logging.Logger]):
         elif isinstance(exc_info, BaseException):
             exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
         extra: Mapping[str, object] | None = kwargs.get("extra")
-        file, line, function, stack = self.logger.findCaller(kwargs.get("stack_info", False), kwargs.get("stacklevel", 1) + 1)
+        file, line, function, stack = self.logger.findCaller(
+            kwargs.get("stack_info", False), kwargs.get("stacklevel", 1) + 1
+        )
         name = self.logger.name
         record = self.logger.makeRecord(name, level, file, line, msg, args, exc_info or None, function, extra, stack)
         self._held.append(record)

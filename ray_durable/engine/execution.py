@@ -71,6 +71,7 @@ from ray_durable.engine.source import (
     Source,
     calling_source,
     entry_source,
+    function_source,
     raising_source,
     waiting_source,
 )
@@ -97,7 +98,7 @@ class Execution(ExecutionState):
     def __init__(self, main: Main) -> None:
         # Most of the loop's abstract methods are filled in when its module is loaded.
         loop = EventLoop(self._create_loop_timer, self._cancel_loop_timer)  # type: ignore[abstract]
-        super().__init__(loop, Journal(self._waiting_source))
+        super().__init__(loop, Journal(self._idling))
         self._main = main
         # Not the caller's context: what happens to be set there is not in the history.
         self._context = Context()
@@ -114,11 +115,11 @@ class Execution(ExecutionState):
         Raises:
             NonDeterminismError: The code asks for something else than the history holds.
             CorruptLogError: The history has gaps, or events that cannot be.
-            RuntimeError: An earlier call raised, or this one comes from within another.
+            RuntimeError: An earlier call raised, `close` was called, or this call comes from within another.
         """
         if self._dead is not None:
             raise RuntimeError(
-                "This execution died of an earlier error: make a new one and load the history into it."
+                "This execution was closed, or died of an earlier error: make a new one and load the history into it."
             ) from self._dead
         if self._applying:
             raise RuntimeError("Execution.apply was called from within itself.")
@@ -126,11 +127,21 @@ class Execution(ExecutionState):
         try:
             return self._context.run(self._loop.run, self._apply, events)
         except BaseException as error:
-            self._dead = error
-            self._context.run(self._loop.run, self._close)
+            self._discard(error)
             raise
         finally:
             self._applying = False
+
+    def close(self) -> None:
+        """Discard an execution that shall not go on here (passivated, fenced): its coroutines are closed, quietly.
+
+        Nothing is asked for or recorded by that. Without it, unfinished coroutines end when the garbage collector
+        finds them, with the noise that it makes of errors in their cleanup.
+        """
+        if self._applying:
+            raise RuntimeError("Execution.close was called from within apply.")
+        if self._dead is None:
+            self._discard(ExecutionClosed("The execution was closed."))
 
     def schedule_task(
         self,
@@ -218,8 +229,8 @@ class Execution(ExecutionState):
         return self._journal.take_new()
 
     def _take_input(self, event: Input) -> None:
-        self.is_replaying = event.number != 0
-        if event.number:
+        is_recorded = event.number != 0
+        if is_recorded:
             self._journal.replay(event)
             if not self._is_news(event):
                 raise CorruptLogError(
@@ -231,6 +242,7 @@ class Execution(ExecutionState):
             event = self._journal.accept(event)
         else:
             return
+        self.is_replaying = is_recorded
         self._loop.now_us = self._journal.time_us
         _HANDLERS[type(event)][1](self, event)
         self._loop.run_until_quiet()
@@ -256,7 +268,10 @@ class Execution(ExecutionState):
         self._main_task = self._loop.create_task(self._run_main(event), name="orchestrator")
         self._loop.run_until_quiet()
         if not self._main_task.done():
+            # Once the coroutine is done, nothing tells any more which function it was.
             self._main_source = entry_source(self._main_task.get_coro())
+        else:
+            self._main_source = function_source(self._main)
 
     async def _run_main(self, started: ExecutionStarted) -> Payload:
         try:
@@ -270,9 +285,9 @@ class Execution(ExecutionState):
         try:
             result = main_task.result()
         except asyncio.CancelledError as canceled:
-            error, failure = canceled, Failure.from_exception(canceled, kind="cancelled")
+            error, failure = canceled, Failure.from_exception(_beyond_engine(canceled), kind="cancelled")
         except BaseException as raised:
-            error, failure = raised, Failure.from_exception(raised)
+            error, failure = raised, Failure.from_exception(_beyond_engine(raised))
         else:
             if not isinstance(result, Payload):
                 raise TypeError(f"The coroutine of an execution returns a Payload, not {type(result).__name__}.")
@@ -303,8 +318,15 @@ class Execution(ExecutionState):
         self._timers.clear()
         self._events.clear()
 
-    def _waiting_source(self) -> Source | None:
-        return None if self._main_task is None else waiting_source(self._main_task.get_coro())
+    def _discard(self, reason: BaseException) -> None:
+        self._dead = reason
+        self._context.run(self._loop.run, self._close)
+
+    def _idling(self) -> tuple[str, Source | None]:
+        assert self._main_task is not None
+        if self.ended:
+            return "nothing: the code has ended", self._main_source
+        return "nothing: the code waits", waiting_source(self._main_task.get_coro())
 
     def _require_open(self) -> None:
         if not self._loop.may_ask():
@@ -316,6 +338,14 @@ class Execution(ExecutionState):
 
     def _cancel_loop_timer(self, number: int) -> None:
         self._timers.cancel(number)
+
+
+def _beyond_engine(error: BaseException) -> BaseException:
+    """The error with a traceback that begins where the engine's own frames end: at the caller's `main`."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback = traceback.tb_next
+    return error.with_traceback(traceback)
 
 
 # For each kind of input: whether it says anything new, and what it does.

@@ -30,15 +30,18 @@ _ADVICE = (
 
 
 class Journal:
-    """Numbers events, keeps time, and matches recorded events with those that the code caused."""
+    """Numbers events, keeps time, and matches recorded events with those that the code caused.
 
-    __slots__ = ("_new", "_reported", "_unmatched", "instance_id", "number", "time_us", "waiting")
+    `idling()` tells what the code does when it asks for nothing, and at which line.
+    """
 
-    def __init__(self, waiting: Callable[[], Source | None]) -> None:
+    __slots__ = ("_idling", "_new", "_reported", "_unmatched", "instance_id", "number", "time_us")
+
+    def __init__(self, idling: Callable[[], tuple[str, Source | None]]) -> None:
         self.instance_id = ""
         self.number = 0
         self.time_us = 0
-        self.waiting = waiting
+        self._idling = idling
         self._unmatched: deque[tuple[Caused, Source | None]] = deque()
         self._reported = 0
         self._new: list[Event] = []
@@ -87,7 +90,7 @@ class Journal:
         """
         self._require_next(event)
         if not self._unmatched:
-            self._diverged(event, "nothing: the code waits", self.waiting(), "The code does not ask for it.")
+            self._diverged(event, *self._idling(), "The code does not ask for it.")
         generated, source = self._unmatched[0]
         mismatch = find_mismatch(event, generated)
         if mismatch is not None:

@@ -21,6 +21,7 @@ from itertools import count
 from typing import Any, NoReturn, ParamSpec, TypeVar, TypeVarTuple
 
 from ray_durable.engine.futures import CommandFuture, OrderedFuture, OrderedTask
+from ray_durable.engine.interrupts import ExecutionClosed
 from ray_durable.engine.ordering import adopt_gathering, as_completed_caller, order_task_group, ordered_awaitables
 from ray_durable.errors import NotDeterministicError
 
@@ -269,26 +270,26 @@ class EventLoop(asyncio.AbstractEventLoop):
         if inside:
             self.closing = True
         try:
-            _close(generator.aclose(), start=True)
+            closing = generator.aclose()
+            closing.send(None)
+            closing.close()
+        except BaseException:
+            return
         finally:
             if inside:
                 self.closing = before
 
 
-def _close(coroutine: Any, *, start: bool = False) -> None:
-    """Close a coroutine, quietly. One that awaits in its cleanup is closed again, at that await."""
+def _close(coroutine: Any) -> None:
+    """End a coroutine, quietly, and again at each await of its cleanup.
+
+    Not by `close`: a GeneratorExit that an inner coroutine answers with an await leaves that one behind, unfinished.
+    """
     for _ in range(_CLOSE_ATTEMPTS_MAX):
         try:
-            if start:
-                start = False
-                coroutine.send(None)
-            coroutine.close()
-            return
+            coroutine.throw(ExecutionClosed("The execution has ended."))
         except KeyboardInterrupt:
             raise
-        except RuntimeError as error:
-            if "ignored GeneratorExit" not in str(error):
-                return
         except BaseException:
             return
 

@@ -17,7 +17,15 @@ from typing import Any
 from ray_durable.engine.generators import drive_generator
 from ray_durable.engine.loop import EventLoop
 
-__all__ = ["Source", "calling_source", "describe_source", "entry_source", "raising_source", "waiting_source"]
+__all__ = [
+    "Source",
+    "calling_source",
+    "describe_source",
+    "entry_source",
+    "function_source",
+    "raising_source",
+    "waiting_source",
+]
 
 Source = tuple[CodeType, int]
 
@@ -53,6 +61,12 @@ def waiting_source(coroutine: Any) -> Source | None:
 def entry_source(coroutine: Any) -> Source | None:
     """The first line of the outermost user code of a suspended coroutine. None if there is none."""
     return next(((frame.f_code, 0) for frame in _user_frames(coroutine)), None)
+
+
+def function_source(function: Any) -> Source | None:
+    """The first line of a function of user code. None if it is no such."""
+    code = getattr(function, "__code__", None)
+    return None if code is None or _is_machinery(code.co_filename) else (code, 0)
 
 
 def raising_source(error: BaseException) -> Source | None:

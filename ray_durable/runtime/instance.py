@@ -38,6 +38,7 @@ from ray_durable.errors import (
 )
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
+from ray_durable.runtime.alarm import Alarm
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.link import DispatcherLink
 from ray_durable.runtime.local_activities import LocalActivities
@@ -46,7 +47,6 @@ from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort
 from ray_durable.runtime.records import encode_events
 from ray_durable.runtime.release import Releaser, outcome_event
 from ray_durable.runtime.status import Owner, summarize
-from ray_durable.runtime.wakeups import Wakeups
 from ray_durable.storage import ClaimLostError, RunLog
 
 __all__ = ["Instance"]
@@ -112,7 +112,8 @@ class Instance:
         self._host = host
         self._pid = pid
         self._inbox = _Inbox()
-        self._wakeups = Wakeups(clock, self._fire)
+        self._dispatch_problem: str | None = None
+        self._alarm = Alarm(clock, self._fire)
         self._final_status: RuntimeStatus | None = None
         # Of the present execution; made by `_load`.
         self._log: RunLog
@@ -215,7 +216,7 @@ class Instance:
             return
         self._releaser.recall(history)
         await self._claim(caused)
-        self._wakeups.set(self._execution.timers)
+        self._alarm.set(self._execution.next_timer_us)
 
     async def _claim(self, caused: Sequence[Event]) -> None:
         """Append OwnerClaimed with the attempts that are submitted again, after what replay added; then release it."""
@@ -259,6 +260,7 @@ class Instance:
                     await self._reattach(error)
                     continue
             await self._turn(arrivals)
+            await self._report_problem(self._dispatch_problem)
 
     async def _turn(self, arrivals: Sequence[_Arrival]) -> None:
         now_us = self._clock.now_us()
@@ -275,7 +277,9 @@ class Instance:
         self._acknowledge(arrivals, records)
         await self._release(records)
 
-    async def _append(self, records: Sequence[Event], *, epoch: int | None = None, is_claim: bool = False) -> list[Event]:
+    async def _append(
+        self, records: Sequence[Event], *, epoch: int | None = None, is_claim: bool = False
+    ) -> list[Event]:
         """Make `records` durable; returns them with large payloads replaced by references to their blobs."""
         hub, run = self._hub, self._started.run
         began_s = self._clock.monotonic_s()
@@ -340,8 +344,7 @@ class Instance:
             await self._link.leave()
             await self._finish(self._execution.status)
             return
-        if released.changes_timers:
-            self._wakeups.set(self._execution.timers)
+        self._alarm.set(self._execution.next_timer_us)
         self._link.flush(is_waiting=bool(self._execution.outstanding_tasks or self._execution.outstanding_maps))
 
     async def _reattach(self, error: DispatcherLostError) -> None:
@@ -353,13 +356,14 @@ class Instance:
     def _hear(self, reply: ExchangeReply) -> None:
         for outcome_id, outcomes in reply.outcomes.items():
             self._inbox.put(_Arrival([outcome_event(outcome) for outcome in outcomes], settles=(outcome_id,)))
-        if not reply.outcomes or reply.problem != self.problem:
-            # Nothing to record, but an exchange must be parked again, and a problem told.
-            self._heard_problem = reply.problem
+        if not reply.outcomes:
+            # Nothing to record, but the next turn parks an exchange again.
             self._inbox.put(_Arrival([]))
+        self._dispatch_problem = reply.problem
 
-    def _fire(self, timers: Sequence[int]) -> None:
-        self._inbox.put(_Arrival([TimerFired(timer=timer) for timer in timers]))
+    def _fire(self) -> None:
+        due = self._execution.due_timers(self._clock.now_us())
+        self._inbox.put(_Arrival([TimerFired(timer=timer) for timer in due]))
 
     def _on_store_trouble(self, error: Exception, waited_s: float) -> None:
         logger.warning("%s: the store does not take the log (%.0f s so far): %s", self.instance_id, waited_s, error)
@@ -385,7 +389,7 @@ class Instance:
     async def _finish(self, status: RuntimeStatus) -> None:
         """The end is in the log: leave the open set. Idempotent, so that whoever finds an ended log repeats it."""
         self._final_status = status
-        self._wakeups.clear()
+        self._alarm.set(None)
         await self._hub.record_end(self.instance_id, self._log.segments[-1].header.status)
         for arrival in self._inbox.arrivals:
             if arrival.done is not None and not arrival.done.done():
@@ -397,7 +401,7 @@ class Instance:
 
     def _abandon(self, error: BaseException) -> None:
         """Whatever callers wait for has an unknown outcome."""
-        self._wakeups.clear()
+        self._alarm.set(None)
         if hasattr(self, "_link"):
             self._link.close()
         for arrival in self._inbox.arrivals:

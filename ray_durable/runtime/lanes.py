@@ -275,9 +275,7 @@ class MapLane(Lane):
         for index in range(start, stop) if self._attempts else ():
             self._attempts.pop(index, None)
         return [
-            MapOutcomes(
-                map=self.map, start=start, count=stop - start, results=report.results, failures=report.failures
-            )
+            MapOutcomes(map=self.map, start=start, count=stop - start, results=report.results, failures=report.failures)
         ]
 
     def _failed(self, index: int, failure: Failure) -> Outcome:

@@ -65,7 +65,9 @@ class LocalActivities:
             idempotency_key=f"{self._started.run}:{origin}",
         )
         try:
-            args, kwargs = codec.decode_call(function.calls, task.input, where=f"arguments of activity {function.name!r}")
+            args, kwargs = codec.decode_call(
+                function.calls, task.input, where=f"arguments of activity {function.name!r}"
+            )
             with activity_scope(info):
                 value = function.function(*args, **kwargs)
                 if function.is_async:

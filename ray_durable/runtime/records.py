@@ -78,7 +78,9 @@ def decode_events(lines: Iterable[bytes], sections: Sequence[bytes], *, key: str
                 )
             events.append(reader(record, sections, {"number": record["n"], "time_us": record["t"]}))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise CorruptLogError(f"{key} holds a line that is no event ({error!r}): {line[:200]!r}", key=key) from error
+            raise CorruptLogError(
+                f"{key} holds a line that is no event ({error!r}): {line[:200]!r}", key=key
+            ) from error
     return events
 
 
@@ -158,7 +160,7 @@ def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: dict
 
 def _write_claimed(event: OwnerClaimed, _: list[bytes]) -> str:
     fields = {"epoch": event.epoch, "hub_epoch": event.hub_epoch, "host": event.host, "pid": event.pid}
-    return f',{_text({**fields, "attempts": event.attempts})[1:-1]}'
+    return f",{_text({**fields, 'attempts': event.attempts})[1:-1]}"
 
 
 def _read_claimed(record: dict[str, Any], _: Sequence[bytes], place: dict[str, int]) -> Event:
@@ -235,9 +237,11 @@ _WRITERS: dict[type[Event], _Fields] = {
     TimerCreated: lambda e, _: f',"due":{e.due_us}',
     TimerFired: lambda e, _: f',"timer":{e.timer}',
     TimerCanceled: lambda e, _: f',"timer":{e.timer}',
-    EventRaised: lambda e, s: f',{_text({"name": e.name, "event_id": e.event_id})[1:-1]},"value":{_payload_text(e.value, s)}',
+    EventRaised: lambda e, s: (
+        f',{_text({"name": e.name, "event_id": e.event_id})[1:-1]},"value":{_payload_text(e.value, s)}'
+    ),
     CustomStatusSet: lambda e, s: f',"value":{_payload_text(e.value, s)}',
-    ExecutionTerminated: lambda e, _: f',{_text({"reason": e.reason, "request_id": e.request_id})[1:-1]}',
+    ExecutionTerminated: lambda e, _: f",{_text({'reason': e.reason, 'request_id': e.request_id})[1:-1]}",
     ExecutionCompleted: _write_ended,
 }
 

@@ -1,4 +1,4 @@
-"""From what a turn recorded to what leaves the instance: activities to start, to drop, timers to arm.
+"""From what a turn recorded to what leaves the instance: activities to start and to drop.
 
 Also the other way round after a loss: what was scheduled and has no outcome, less what the dispatcher still holds, is
 submitted again, and counted.
@@ -24,17 +24,12 @@ from ray_durable.engine import (
     TaskCompleted,
     TaskFailed,
     TaskScheduled,
-    TimerCanceled,
-    TimerCreated,
-    TimerFired,
 )
 from ray_durable.payload import Payload
 from ray_durable.runtime.messages import Attachment, MapRequest, Outcome, TaskOutcome, TaskRequest
 from ray_durable.target import ActivityTarget
 
 __all__ = ["Released", "Releaser", "Resubmission", "outcome_event"]
-
-_TIMER_EVENTS = (TimerCreated, TimerCanceled, TimerFired)
 
 Range = tuple[int, int]
 
@@ -47,7 +42,6 @@ class Released:
     local_tasks: list[TaskScheduled] = field(default_factory=list)
     maps: list[MapRequest] = field(default_factory=list)
     canceled: list[int] = field(default_factory=list)
-    changes_timers: bool = False
 
 
 @dataclass(slots=True)
@@ -77,7 +71,6 @@ class Releaser:
         self._execution = execution
         self._orchestration = orchestration
         self._submissions: dict[int, int] = {}
-        self._maps: dict[int, MapScheduled] = {}
 
     def recall(self, history: Iterable[Event]) -> None:
         """Learn how often earlier owners submitted what."""
@@ -86,7 +79,7 @@ class Releaser:
                 self._submissions.update(event.attempts)
 
     def release(self, records: Sequence[Event]) -> Released:
-        """What the durable `records` start, drop and arm."""
+        """What the durable `records` start and drop."""
         released = Released()
         for event in records:
             if isinstance(event, TaskScheduled):
@@ -97,14 +90,14 @@ class Releaser:
             elif isinstance(event, MapScheduled):
                 released.maps.append(self._map_request(event, ((0, event.count),), attempt=1))
             elif isinstance(event, MapItemsScheduled):
-                mapped = self._execution.outstanding_maps[event.map].scheduled
-                released.maps.append(self._map_request(mapped, _ranges(event.items), attempt=event.attempt))
+                mapped = self._execution.outstanding_maps.get(event.map)
+                if mapped is not None:  # else it ended in the same turn
+                    ranges = _ranges(event.items)
+                    released.maps.append(self._map_request(mapped.scheduled, ranges, attempt=event.attempt))
             elif isinstance(event, TaskCanceled):
                 released.canceled.append(event.task)
             elif isinstance(event, MapCanceled):
                 released.canceled.append(event.map)
-            elif isinstance(event, _TIMER_EVENTS):
-                released.changes_timers = True
         return released
 
     def resubmit(self, attachment: Attachment, *, released_next: Iterable[int]) -> Resubmission:
@@ -160,8 +153,10 @@ def _target(target: object) -> ActivityTarget:
 
 def _light(payload: Payload) -> Payload:
     """Blobs travel by reference: the worker reads them from the store."""
-    return payload if payload.blob is None else Payload(
-        encoding=payload.encoding, data=None, size=payload.size, blob=payload.blob
+    return (
+        payload
+        if payload.blob is None
+        else Payload(encoding=payload.encoding, data=None, size=payload.size, blob=payload.blob)
     )
 
 

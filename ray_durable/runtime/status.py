@@ -54,6 +54,11 @@ class InstanceStatus:
     problem: str | None = None
 
     @property
+    def created_us(self) -> int:
+        """When it was started, in microseconds since the Unix epoch."""
+        return (self.created_at - _EPOCH) // timedelta(microseconds=1)
+
+    @property
     def is_ended(self) -> bool:
         """Whether the instance has come to its end."""
         return self.runtime_status.is_final

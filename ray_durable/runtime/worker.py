@@ -62,7 +62,9 @@ def run_slice(work: SliceWork, workshop: Workshop) -> SliceReport:
     return SliceReport(done=len(outcomes), elapsed_s=time.perf_counter() - started_s, outcomes=outcomes)
 
 
-def run_activity(function: Activity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], info: ActivityInfo) -> Any:
+def run_activity(
+    function: Activity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], info: ActivityInfo
+) -> Any:
     """Run one call as the current activity, in this thread; async ones on a loop of their own."""
     with activity_scope(info):
         if function.is_async:
@@ -212,5 +214,3 @@ def _encode_results(
 
 def _result_of(function: Activity[Any, Any]) -> str:
     return f"result of activity {function.name!r}"
-
-

@@ -1,0 +1,81 @@
+"""Durable orchestrations on Ray: ordinary Python functions that survive anything, with nothing but a bucket.
+
+See the README for a first example, docs/architecture.md for how it works.
+"""
+
+from ray_durable.activity_context import ActivityInfo, current_activity
+from ray_durable.authoring import Activity, Orchestrator, activity, orchestrator
+from ray_durable.client import Hub, HubReader, browse, connect
+from ray_durable.context import OrchestrationContext
+from ray_durable.engine import RuntimeStatus
+from ray_durable.errors import (
+    ActivityError,
+    ClusterConnectionError,
+    ConfigurationError,
+    CorruptLogError,
+    DurableError,
+    FencedError,
+    FunctionNotFoundError,
+    HubHeldError,
+    InstanceEndedError,
+    InstanceExistsError,
+    InstanceNotFoundError,
+    InvalidIdError,
+    InvalidOrchestratorError,
+    NonDeterminismError,
+    NotDeterministicError,
+    OrchestrationFailedError,
+    OrchestrationTerminatedError,
+    PayloadTooLargeError,
+    SerializationError,
+    StoreError,
+    StoreUnavailableError,
+    UnsupportedStoreError,
+)
+from ray_durable.failure import Failure
+from ray_durable.handle import Handle
+from ray_durable.retry import RetryPolicy
+from ray_durable.runtime.status import InstanceStatus, Owner, Progress
+
+__all__ = [
+    "Activity",
+    "ActivityError",
+    "ActivityInfo",
+    "ClusterConnectionError",
+    "ConfigurationError",
+    "CorruptLogError",
+    "DurableError",
+    "Failure",
+    "FencedError",
+    "FunctionNotFoundError",
+    "Handle",
+    "Hub",
+    "HubHeldError",
+    "HubReader",
+    "InstanceEndedError",
+    "InstanceExistsError",
+    "InstanceNotFoundError",
+    "InstanceStatus",
+    "InvalidIdError",
+    "InvalidOrchestratorError",
+    "NonDeterminismError",
+    "NotDeterministicError",
+    "OrchestrationContext",
+    "OrchestrationFailedError",
+    "OrchestrationTerminatedError",
+    "Orchestrator",
+    "Owner",
+    "PayloadTooLargeError",
+    "Progress",
+    "RetryPolicy",
+    "RuntimeStatus",
+    "SerializationError",
+    "StoreError",
+    "StoreUnavailableError",
+    "UnsupportedStoreError",
+    "activity",
+    "browse",
+    "connect",
+    "current_activity",
+    "orchestrator",
+]

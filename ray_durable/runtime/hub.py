@@ -1,0 +1,279 @@
+"""A task hub, opened in one process: its store, its keys, its codec, and what the runtime reads and writes there.
+
+Joins storage (bytes, keys) with the engine's events and the codec's values. Belongs to the event loop that opened it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ray_durable import registry
+from ray_durable.authoring import Orchestrator
+from ray_durable.capture import Bundle, load_bundle
+from ray_durable.codec import Codec, Limits, Trust
+from ray_durable.context import Orchestration
+from ray_durable.engine import (
+    Event,
+    EventRaised,
+    ExecutionCompleted,
+    ExecutionStarted,
+    MapCompleted,
+    MapScheduled,
+    TaskCompleted,
+    TaskScheduled,
+)
+from ray_durable.errors import CorruptLogError, DurableError, FunctionNotFoundError, InstanceNotFoundError
+from ray_durable.function import DurableFunction
+from ray_durable.payload import Payload
+from ray_durable.reference import FunctionReference
+from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.records import decode_events
+from ray_durable.runtime.status import InstanceStatus
+from ray_durable.storage import (
+    HubKeys,
+    ObjectStore,
+    OpenEntry,
+    Pacing,
+    RunLog,
+    Segment,
+    add_open,
+    create_hub,
+    find_open,
+    get_blob,
+    latest_execution,
+    open_store,
+    persist,
+    probe,
+    put_blob,
+    read_start,
+    read_tail,
+    record_ended,
+    remove_open,
+)
+
+__all__ = ["OpenHub"]
+
+E = TypeVar("E", bound=Event)
+
+_PAYLOAD_FIELDS: Mapping[type[Event], str] = {
+    ExecutionStarted: "input",
+    TaskScheduled: "input",
+    TaskCompleted: "result",
+    MapScheduled: "items",
+    MapCompleted: "results",
+    EventRaised: "value",
+    ExecutionCompleted: "result",
+}
+"""The field of each event type that may be a blob."""
+
+
+class OpenHub:
+    """See the module. `epoch` is the hub epoch in whose name this process acts (0: it only reads and starts)."""
+
+    def __init__(self, address: HubAddress, store: ObjectStore, *, epoch: int = 0) -> None:
+        self.address = address
+        self.store = store
+        self.keys = HubKeys(address.hub)
+        self.epoch = epoch
+        self.limits = Limits()
+        self.codec = Codec(trust=_trust(store), limits=self.limits)
+        self._bundles: dict[str, Bundle] = {}
+
+    @classmethod
+    async def open(cls, address: HubAddress, *, epoch: int = 0) -> OpenHub:
+        """Open the hub's store; nothing is written."""
+        store = await open_store(address.root, storage_options=address.storage_options())
+        return cls(address, store, epoch=epoch)
+
+    async def create(self) -> None:
+        """Make sure that the store can hold a hub, and that the hub exists.
+
+        Raises:
+            UnsupportedStoreError: the store has no atomic create-if-absent.
+            StoreError: the root cannot be written.
+            ConfigurationError: the hub has a format that this version does not read.
+        """
+        await probe(self.store, self.keys.probe(secrets.token_hex(8)))
+        await create_hub(self.store, self.keys, {})
+
+    async def close(self) -> None:
+        """Give the store's connections back."""
+        await self.store.close()
+
+    async def read_history(
+        self, instance_id: str, *, on_trouble: Callable[[DurableError, float], None] | None = None
+    ) -> tuple[RunLog, list[Event]]:
+        """The log of the newest execution, and its events with all payloads loaded.
+
+        Raises:
+            InstanceNotFoundError: there is no such instance.
+            CorruptLogError: an object is damaged or missing.
+        """
+        pacing = Pacing() if on_trouble is None else Pacing(on_trouble=on_trouble)
+        execution = await self._latest(instance_id, pacing)
+        log = await RunLog.read(self.store, self.keys, instance_id, execution, pacing=pacing)
+        events = [event for segment in log.segments for event in self.events_of(segment)]
+        for position, event in enumerate(events, start=1):
+            if event.number != position:
+                raise CorruptLogError(
+                    f"The history of {instance_id!r} has event {event.number} at place {position}: run storage/verify.py",
+                    key=self.keys.executions(instance_id),
+                )
+        return log, list(await asyncio.gather(*(self.load_input(log.run, event) for event in events)))
+
+    async def history(self, instance_id: str) -> list[Event]:
+        """The events of the newest execution; blobs are not loaded."""
+        execution = await self._latest(instance_id, Pacing())
+        log = await RunLog.read(self.store, self.keys, instance_id, execution)
+        return [event for segment in log.segments for event in self.events_of(segment)]
+
+    async def started(self, instance_id: str) -> ExecutionStarted:
+        """The first event of the newest execution."""
+        execution = await self._latest(instance_id, Pacing())
+        segment = await persist(lambda: read_start(self.store, self.keys, instance_id, execution))
+        first = self.events_of(segment)[0]
+        if not isinstance(first, ExecutionStarted):
+            raise CorruptLogError(f"{segment.key} does not begin with ExecutionStarted", key=segment.key)
+        return first
+
+    def events_of(self, segment: Segment) -> list[Event]:
+        """The events of one segment; blobs are not loaded."""
+        return decode_events(segment.lines, segment.sections, key=segment.key)
+
+    async def tail(self, instance_id: str) -> Segment:
+        """The last segment of the newest execution. InstanceNotFoundError if there is none."""
+        execution = await self._latest(instance_id, Pacing())
+        return await persist(lambda: read_tail(self.store, self.keys, instance_id, execution))
+
+    async def status(self, instance_id: str) -> InstanceStatus:
+        """The status, from storage alone. InstanceNotFoundError if there is no such instance."""
+        status = InstanceStatus.from_summary((await self.tail(instance_id)).header.status)
+        if not status.is_ended:
+            entry = await find_open(self.store, self.keys, instance_id)
+            if entry is not None and entry.problem is not None:
+                return dataclasses.replace(status, problem=entry.problem)
+        return status
+
+    async def end(self, instance_id: str) -> ExecutionCompleted | None:
+        """The last event of an ended instance, its result loaded; None while it has not ended."""
+        segment = await self.tail(instance_id)
+        last = self.events_of(segment)[-1]
+        return await self.load_input(segment.header.run, last) if isinstance(last, ExecutionCompleted) else None
+
+    async def note_problem(self, instance_id: str, problem: str | None) -> None:
+        """Leave word in the open set of what keeps an instance from going on."""
+        entry = await find_open(self.store, self.keys, instance_id)
+        if entry is not None and entry.problem != problem:
+            await persist(lambda: add_open(self.store, self.keys, dataclasses.replace(entry, problem=problem)))
+
+    async def enter(self, entry: OpenEntry) -> None:
+        """Enter an instance into the open set."""
+        await persist(lambda: add_open(self.store, self.keys, entry))
+
+    async def record_end(self, instance_id: str, summary: Mapping[str, Any]) -> None:
+        """Leave the summary of an ended instance and take it out of the open set, in this order."""
+        await persist(lambda: record_ended(self.store, self.keys, summary))
+        await persist(lambda: remove_open(self.store, self.keys, instance_id))
+
+    async def load_orchestration(self, started: ExecutionStarted) -> Orchestration:
+        """The orchestrator's function, with the functions captured beside it.
+
+        Raises:
+            FunctionNotFoundError: it cannot be imported, or its captured code is missing.
+            SerializationError: its code was captured by value and this root is not trusted with that.
+        """
+        reference = FunctionReference.from_json(started.reference or {"name": started.name})
+        bundle = await self._load_bundle(reference.code) if reference.code is not None else None
+        function = registry.resolve(reference, lambda digest: self._bundles[digest])
+        if not isinstance(function, Orchestrator):
+            raise FunctionNotFoundError(f"{function!r} is no orchestrator", name=started.name)
+        return Orchestration(function, reference, self.codec, bundle)
+
+    async def load_function(self, reference: FunctionReference) -> DurableFunction:
+        """The function that a reference names."""
+        if reference.code is not None:
+            await self._load_bundle(reference.code)
+        return registry.resolve(reference, lambda digest: self._bundles[digest])
+
+    async def store_code(self, data: bytes) -> str:
+        """Store captured code; its digest."""
+        digest = hashlib.sha256(data).hexdigest()
+        await persist(lambda: self.store.put_if_absent(self.keys.code(digest), data))
+        return digest
+
+    async def load_input(self, run: str, event: E) -> E:
+        """The event with its payload's bytes loaded."""
+        field = _PAYLOAD_FIELDS.get(type(event))
+        payload: Payload | None = getattr(event, field) if field is not None else None
+        if field is None or payload is None or payload.data is not None:
+            return event
+        return _with_payload(event, field, await self.fetch(run, payload))
+
+    async def fetch(self, run: str, payload: Payload) -> Payload:
+        """The payload with its bytes loaded."""
+        if payload.data is not None or payload.blob is None:
+            return payload
+        return payload.with_data(await get_blob(self.store, self.keys, run, payload.blob))
+
+    async def offload(self, run: str, payload: Payload) -> Payload:
+        """The payload, stored as a blob of `run` if it is over the inline limit."""
+        if payload.blob is not None or payload.size <= self.limits.inline_bytes_max:
+            return payload
+        await put_blob(self.store, self.keys, run, payload.bytes)
+        return payload.as_blob()
+
+    async def store_payloads(self, run: str, events: Sequence[Event]) -> list[Event]:
+        """The events, with payloads over the inline limit stored as blobs and referred to."""
+        stored: list[Event] = []
+        for event in events:
+            field = _PAYLOAD_FIELDS.get(type(event))
+            payload: Payload | None = getattr(event, field) if field is not None else None
+            if field is not None and payload is not None and payload.size > self.limits.inline_bytes_max:
+                event = _with_payload(event, field, await self.offload(run, payload))
+            stored.append(event)
+        return stored
+
+    async def _latest(self, instance_id: str, pacing: Pacing) -> int:
+        execution = await pacing.persist(lambda: latest_execution(self.store, self.keys, instance_id))
+        if execution is None:
+            raise InstanceNotFoundError(
+                f"There is no instance {instance_id!r} in hub {self.address.hub!r} at {self.store.url}: check the id, the "
+                "root and the hub's name",
+                instance_id=instance_id,
+            )
+        return execution
+
+    async def _load_bundle(self, digest: str) -> Bundle:
+        bundle = self._bundles.get(digest)
+        if bundle is None:
+            key = self.keys.code(digest)
+            data = await persist(lambda: self.store.get(key))
+            if data is None or hashlib.sha256(data).hexdigest() != digest:
+                raise FunctionNotFoundError(
+                    f"The captured code {key} is missing or damaged: restore the object from a backup", name=digest
+                )
+            bundle = self._bundles[digest] = load_bundle(data, trust=self.codec.trust)
+        return bundle
+
+
+def _with_payload(event: E, field: str, payload: Payload) -> E:
+    changes: dict[str, Any] = {field: payload}
+    return dataclasses.replace(event, **changes)
+
+
+def _trust(store: ObjectStore) -> Trust:
+    """A local folder that belongs to this user and that nobody else may write is as safe as the user's own code."""
+    path: Path | None = store.private_path
+    if path is None:
+        return Trust.NONE
+    found = path.stat()
+    is_private = found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return Trust.PRIVATE_LOCAL_ROOT if is_private else Trust.NONE

@@ -1,0 +1,117 @@
+"""Who holds the hub: a lease that the holder's supervisor renews, and an epoch that a takeover raises."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_durable.errors import FencedError
+from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.ports import Clock
+from ray_durable.storage import current_hub_epoch, latest_execution, list_open, read_lease, remove_open, write_lease
+
+__all__ = ["Lease", "LeaseKeeper", "find_lease"]
+
+STALE_US = 15_000_000
+"""A lease that was not renewed for this long is nobody's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The lease of a hub epoch. `cluster` is the address of the holder's Ray, `pid` a process that lives as long as the
+    holder's node, on `host` since `boot`."""
+
+    epoch: int
+    cluster: str
+    host: str
+    boot: str
+    pid: int
+    renewed_us: int = 0
+
+    @classmethod
+    def of_this_process(cls, epoch: int, *, cluster: str) -> Lease:
+        """For a process that Ray's node started: its parent lives as long as the node."""
+        return cls(epoch=epoch, cluster=cluster, host=socket.gethostname(), boot=_boot_id(), pid=os.getppid())
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Lease:
+        """Inverse of `to_json`."""
+        return cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored."""
+        return dataclasses.asdict(self)
+
+    def is_living(self, now_us: int) -> bool:
+        """Whether its holder may still be alive: renewed lately, and not known to be a dead process of this machine."""
+        if now_us - self.renewed_us > STALE_US:
+            return False
+        is_here = self.host == socket.gethostname() and self.boot == _boot_id()
+        return not (is_here and self.pid and not _is_alive(self.pid) and not self.is_reachable())
+
+    def is_reachable(self) -> bool:
+        """Whether the holder's Ray takes connections from here."""
+        host, _, port = self.cluster.rpartition(":")
+        with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), timeout=2):
+            return True
+        return False
+
+
+class LeaseKeeper:
+    """The supervisor's side of the hub's storage: `HubIndex` over an open hub."""
+
+    def __init__(self, hub: OpenHub, lease: Lease, clock: Clock) -> None:
+        self._hub = hub
+        self._lease = lease
+        self._clock = clock
+
+    async def renew_lease(self) -> None:
+        """Renew; FencedError once a higher epoch exists."""
+        newest = await current_hub_epoch(self._hub.store, self._hub.keys)
+        if newest > self._lease.epoch:
+            key = self._hub.keys.hub_epoch(newest)
+            raise FencedError(f"hub epoch {newest} replaced {self._lease.epoch}", key=key)
+        renewed = dataclasses.replace(self._lease, renewed_us=self._clock.now_us())
+        await write_lease(self._hub.store, self._hub.keys, renewed.to_json())
+
+    async def open_instances(self) -> Sequence[tuple[str, int]]:
+        """See `HubIndex`."""
+        return [(entry.instance_id, entry.entered_us) for entry in await list_open(self._hub.store, self._hub.keys)]
+
+    async def is_orphan(self, instance_id: str) -> bool:
+        """See `HubIndex`."""
+        return await latest_execution(self._hub.store, self._hub.keys, instance_id) is None
+
+    async def forget_orphan(self, instance_id: str) -> None:
+        """See `HubIndex`."""
+        await remove_open(self._hub.store, self._hub.keys, instance_id)
+
+
+async def find_lease(hub: OpenHub) -> Lease | None:
+    """The lease as it stands."""
+    fields = await read_lease(hub.store, hub.keys)
+    return None if fields is None else Lease.from_json(fields)
+
+
+def _boot_id() -> str:
+    """Tells one run of this machine from the next; process ids begin anew with each."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
