@@ -1,0 +1,1 @@
+"""Tests of the engine: history in, exact output out. No Ray, no I/O."""
