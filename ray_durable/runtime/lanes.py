@@ -89,8 +89,8 @@ class Lane(ABC):
         if self._suspects:
             start, stop = self._suspects.popleft()
         else:
+            count = self._slice_count(free_slots)
             start, stop = self._pending.popleft()
-            count = min(self._slice_count(stop - start, free_slots), stop - start)
             if start + count < stop:
                 self._pending.appendleft((start + count, stop))
                 stop = start + count
@@ -130,12 +130,10 @@ class Lane(ABC):
         """Nothing of the slice ran: it waits again, at the front."""
         self._pending.appendleft(self.in_flight.pop(slice_id))
 
-    def _slice_count(self, front_count: int, free_slots: int) -> int:
-        if front_count == 1:
-            return 1
+    def _slice_count(self, free_slots: int) -> int:
         share = math.ceil(self.pending_count / max(1, free_slots))
         fitting = self._policy.first_count if self._call_s is None else int(self._policy.budget_s / self._call_s)
-        return max(1, min(share, fitting, self._policy.count_max))
+        return max(1, min(share, fitting, self._policy.count_max, self.target.options.get("max_slice", share)))
 
     def _drop_pending(self, indices: set[int]) -> list[int]:
         """Take `indices` out of what waits; returns those that waited."""

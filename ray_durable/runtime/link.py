@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from ray_durable.errors import FencedError
 from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply, MapRequest, TaskRequest
@@ -74,7 +75,6 @@ class DispatcherLink:
         if has_news or (is_waiting and not self._calls):
             call = asyncio.get_running_loop().create_task(self._exchange(self._request()))
             self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
 
     async def leave(self) -> None:
         """The instance has ended: the dispatcher forgets the run. A lost dispatcher has forgotten it already."""
@@ -116,6 +116,9 @@ class DispatcherLink:
         except DispatcherLostError as error:
             self._on_lost(error)
             return
+        finally:
+            # Before anybody hears of it: the turn that it causes may want to park the next one.
+            self._calls.discard(cast("asyncio.Task[None]", asyncio.current_task()))
         if reply.is_superseded:
             self._on_lost(FencedError("A newer owner of the instance is attached to the dispatcher", key=self._run))
         elif reply.is_detached:

@@ -55,7 +55,8 @@ async def open_store(url: str, *, storage_options: dict[str, Any] | None = None)
     """Open the store at `url`: a path, file://, memory://, or what an installed fsspec file system serves (s3://, ...).
 
     Raises:
-        ConfigurationError: an unknown scheme, or one whose package is not installed.
+        ConfigurationError: an unknown scheme, one whose package is not installed, or a URL that names no root.
+        UnsupportedStoreError: a store that is known to have no atomic create-if-absent.
         StoreError: the root cannot be used.
     """
     scheme = urlsplit(url).scheme
@@ -67,10 +68,12 @@ async def open_store(url: str, *, storage_options: dict[str, Any] | None = None)
         from ray_durable.storage.memory import MemoryStore
 
         return MemoryStore.open(url)
-    try:
-        from ray_durable.storage.remote import RemoteStore
+    from ray_durable.storage.remote import RemoteStore
 
+    try:
         return await RemoteStore.open(url, storage_options or {})
+    except ConfigurationError:
+        raise
     except ImportError as missing:
         extra = _EXTRAS.get(scheme)
         advice = f"pip install 'ray_durable[{extra}]'" if extra else f"install the package that serves {scheme}://"
@@ -78,7 +81,10 @@ async def open_store(url: str, *, storage_options: dict[str, Any] | None = None)
             f"{scheme}:// needs a package that is not installed ({missing}): {advice}"
         ) from missing
     except ValueError as unknown:
-        raise ConfigurationError(f"{url!r} is no root that can be opened: {unknown}") from unknown
+        # The URL is not repeated: it may hold a secret in the wrong place.
+        raise ConfigurationError(
+            f"A {scheme}:// root cannot be opened ({unknown}): use a local path, s3://, gs:// or az://"
+        ) from unknown
 
 
 async def probe(store: ObjectStore, key: str) -> None:

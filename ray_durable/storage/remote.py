@@ -1,0 +1,318 @@
+"""Objects in S3, Google Cloud Storage, Azure Blob Storage, or whatever else an asynchronous fsspec file system serves.
+
+fsspec's exclusive create is a promise of the file system behind it: whoever opens a root probes it (`store.probe`).
+File systems that cannot make the promise at all, because they work synchronously or know no `mode`, are refused here.
+
+Nothing is retried for long: clients' own retries are turned off where they can be, and every request has a deadline, so
+that the log decides when the same bytes are sent again. Nothing is cached. The secret is only in the file system: not
+in `url`, and struck out of errors. A store must not cross to another process; give it the URL and a credential source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+from collections.abc import Awaitable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+
+from ray_durable.errors import ConfigurationError, StoreError, StoreUnavailableError, UnsupportedStoreError
+
+__all__ = ["RemoteStore"]
+
+T = TypeVar("T")
+
+_DEADLINE_S = 60.0
+_SLOWEST_BYTES_PER_S = 1_000_000
+_DELETES_AT_ONCE = 1_000
+_REQUESTS_AT_ONCE = 32
+
+_S3_CLIENT = {
+    "retries": {"total_max_attempts": 1},
+    "connect_timeout": 10,
+    "read_timeout": _DEADLINE_S,
+    "max_pool_connections": _REQUESTS_AT_ONCE,
+}
+"""botocore's settings: it sends each request once."""
+
+_SECRET_WORDS = ("secret", "token", "password", "credential", "connection", "key", "sas")
+_PASSING_STATUS = frozenset({408, 409, 425, 429})
+_NO_CONTAINER_CODES = frozenset({"NoSuchBucket", "ContainerNotFound"})
+_PASSING_CODES = frozenset({"RequestTimeout", "SlowDown", "OperationAborted", "ConditionalRequestConflict"})
+_PASSING_ERRORS = frozenset(
+    {
+        # Of botocore, aiohttp, azure and google: the request or its answer was lost. By name, so that none is imported.
+        "HTTPClientError",
+        "ConnectionError",
+        "ResponseParserError",
+        "ClientConnectionError",
+        "ClientPayloadError",
+        "IncompleteReadError",
+        "ServiceRequestError",
+        "ServiceResponseError",
+        "ServerDisconnectedError",
+        "TransportError",
+    }
+)
+
+
+class RemoteStore:
+    """`ObjectStore` over an asynchronous fsspec file system. Made by `open`."""
+
+    private_path: Path | None = None
+
+    def __init__(self, scheme: str, root: str, filesystem: AsyncFileSystem, client: object, secrets: list[str]) -> None:
+        self.url = f"{scheme}://{root}"
+        self._scheme = scheme
+        self._root = root
+        self._filesystem = filesystem
+        self._client = client
+        self._secrets = secrets
+        self._is_s3 = scheme in ("s3", "s3a")
+        # s3fs asks for the size first, unless it may not split the read.
+        self._get_options = {"max_concurrency": 1} if self._is_s3 else {}
+
+    @classmethod
+    async def open(cls, url: str, storage_options: Mapping[str, Any]) -> RemoteStore:
+        """The store below `url`, whose file system gets `storage_options`. Sends no request.
+
+        Raises:
+            ImportError: the file system's package is not installed.
+            ValueError: fsspec knows no such scheme.
+            ConfigurationError: the URL names no bucket, or carries what belongs into `storage_options`.
+            UnsupportedStoreError: the file system has no conditional create.
+        """
+        scheme, root = _split_url(url)
+        options = {**storage_options, "asynchronous": True, "use_listings_cache": False, "skip_instance_cache": True}
+        if scheme in ("s3", "s3a"):
+            options["config_kwargs"] = {**_S3_CLIENT, **options.get("config_kwargs", {})}
+        filesystem_class = fsspec.get_filesystem_class(scheme)
+        _require_conditional_create(filesystem_class, f"{scheme}://{root}")
+        filesystem = filesystem_class(**options)
+        filesystem.retries = 1
+        connect = getattr(filesystem, "set_session", None) or getattr(filesystem, "_set_session", None)
+        client = await connect() if connect is not None else None
+        return cls(scheme, root, filesystem, client, list(_secrets_in(storage_options)))
+
+    def __repr__(self) -> str:
+        return f"RemoteStore({self.url!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a store holds a secret and connections: pass its URL, and open it where it is used")
+
+    async def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See `ObjectStore`."""
+        assert data, "an object is never empty"
+        try:
+            await self._within(self._filesystem._pipe_file(self._path(key), data, mode="create"), len(data))
+        except FileExistsError:
+            return False
+        except Exception as error:
+            # Many servers leave out which condition failed, and s3fs then calls the conflict an invalid argument.
+            if _status(error) == 412:
+                return False
+            raise self._explain(error, key) from error
+        return True
+
+    async def put(self, key: str, data: bytes) -> None:
+        """See `ObjectStore`."""
+        assert data, "an object is never empty"
+        try:
+            await self._within(self._filesystem._pipe_file(self._path(key), data), len(data))
+        except Exception as error:
+            raise self._explain(error, key) from error
+
+    async def get(self, key: str) -> bytes | None:
+        """See `ObjectStore`."""
+        try:
+            data = await self._within(self._filesystem._cat_file(self._path(key), **self._get_options))
+        except FileNotFoundError as error:
+            if _is_container_missing(error):
+                raise self._explain(error, key) from error
+            return None
+        except Exception as error:
+            raise self._explain(error, key) from error
+        return bytes(data)
+
+    async def list_folder(self, folder: str) -> list[str]:
+        """See `ObjectStore`."""
+        path = self._path(folder).rstrip("/")
+        # s3fs's `_ls` lists the parent too when it finds nothing.
+        request = self._filesystem._lsdir(path) if self._is_s3 else self._filesystem._ls(path, detail=True)
+        try:
+            entries = await self._within(request)
+        except FileNotFoundError as error:
+            if _is_container_missing(error):
+                raise self._explain(error, folder) from error
+            return []
+        except Exception as error:
+            raise self._explain(error, folder) from error
+        return sorted(
+            entry["name"][len(path) + 1 :].rstrip("/") + ("/" if entry["type"] == "directory" else "")
+            for entry in entries
+            # Consoles mark folders by empty objects named like them.
+            if entry["name"].rstrip("/").startswith(f"{path}/")
+        )
+
+    async def delete_many(self, keys: list[str]) -> None:
+        """See `ObjectStore`."""
+        size = _DELETES_AT_ONCE if self._is_s3 else _REQUESTS_AT_ONCE
+        for begin in range(0, len(keys), size):
+            paths = [self._path(key) for key in keys[begin : begin + size]]
+            try:
+                await self._within(self._delete_in_bulk(paths) if self._is_s3 else self._delete_singly(paths))
+            except Exception as error:
+                raise self._explain(error, keys[begin]) from error
+
+    async def close(self) -> None:
+        """See `ObjectStore`."""
+        close = getattr(self._client, "close", None)
+        if close is not None:
+            closing = close()
+            if inspect.isawaitable(closing):
+                await closing
+
+    def _path(self, key: str) -> str:
+        assert not key.startswith("/") and ".." not in key.split("/"), f"key {key!r} leaves the root"
+        return f"{self._root}/{key}"
+
+    async def _within(self, request: Awaitable[T], size_bytes: int = 0) -> T:
+        """`request`, with the deadline of one that carries so many bytes."""
+        async with asyncio.timeout(_DEADLINE_S + size_bytes / _SLOWEST_BYTES_PER_S):
+            return await request
+
+    async def _delete_in_bulk(self, paths: list[str]) -> None:
+        bucket = self._filesystem.split_path(paths[0])[0]
+        objects = [{"Key": self._filesystem.split_path(path)[1]} for path in paths]
+        # s3fs's own bulk deletion keeps silent about what was refused.
+        answer = await self._filesystem._call_s3(
+            "delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True}
+        )
+        refused = [item for item in answer.get("Errors", []) if item.get("Code") != "NoSuchKey"]
+        if refused:
+            code, message = refused[0].get("Code", ""), refused[0].get("Message", "")
+            fault = errno.EACCES if code == "AccessDenied" else errno.EIO
+            raise OSError(fault, f"{len(refused)} of {len(paths)} objects were not deleted: {code} {message}")
+
+    async def _delete_singly(self, paths: list[str]) -> None:
+        outcomes = await asyncio.gather(*map(self._filesystem._rm_file, paths), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, FileNotFoundError):
+                raise outcome
+
+    def _explain(self, error: Exception, key: str) -> StoreError:
+        text = self._redact(f"{self.url}/{key}: {str(error).rstrip('.') or type(error).__name__}")
+        status, code = _status(error), _code(error)
+        if _is_container_missing(error) or isinstance(error, FileNotFoundError):
+            advice = "the bucket or container does not exist: create it, or correct the root's URL"
+        elif isinstance(error, PermissionError) or status in (401, 403):
+            advice = (
+                "the store refuses these credentials: check them, and that they may get, put, list and delete objects "
+                "below the root"
+            )
+        elif status in (301, 307):
+            advice = "the bucket is in another region: give that region or its endpoint in the storage options"
+        elif _is_passing(error, status, code):
+            return StoreUnavailableError(f"{text}; trying again may succeed", url=self.url)
+        elif type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+            advice = (
+                f"there are no credentials for {self._scheme}://: set them in the environment or the storage options"
+            )
+        else:
+            advice = "the store refused the request for good: correct the root's URL or the storage options"
+        return StoreError(f"{text}; {advice}", url=self.url)
+
+    def _redact(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _split_url(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    is_azure = parts.scheme in ("abfs", "abfss")
+    # What is wrong is not repeated: it may be a secret.
+    if parts.password is not None or (parts.username is not None and not is_azure) or parts.query:
+        raise ConfigurationError(
+            f"A {parts.scheme}:// root must not carry credentials or options in its URL: give scheme://bucket/folder, "
+            "and the rest as storage options or through the environment"
+        )
+    root = f"{parts.netloc}{parts.path}".strip("/")
+    if not parts.netloc or "//" in root or "#" in url:
+        raise ConfigurationError(
+            f"A {parts.scheme}:// root is {parts.scheme}://bucket or {parts.scheme}://bucket/folder"
+        )
+    return parts.scheme, root
+
+
+def _require_conditional_create(filesystem_class: type, url: str) -> None:
+    create = getattr(filesystem_class, "_pipe_file", None)
+    is_asynchronous = getattr(filesystem_class, "async_impl", False)
+    if not is_asynchronous or create is None or "mode" not in inspect.signature(create).parameters:
+        raise UnsupportedStoreError(
+            f"{url} cannot be a root: {filesystem_class.__name__} cannot create an object only if it is absent, in one "
+            "step. Use a local root, S3 or a compatible store that honours If-None-Match, GCS or Azure",
+            url=url,
+        )
+
+
+def _secrets_in(options: object, name: str = "") -> Iterator[str]:
+    """The texts among storage options that may be secrets, longest first where one contains another."""
+    if isinstance(options, Mapping):
+        found = {secret for key, value in options.items() for secret in _secrets_in(value, str(key).lower())}
+        yield from sorted(found, key=len, reverse=True)
+    elif isinstance(options, str) and options and any(word in name for word in _SECRET_WORDS):
+        yield options
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error of any of the clients."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, Mapping):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            status = (
+                getattr(cause, "status_code", None) or getattr(cause, "status", None) or getattr(cause, "code", None)
+            )
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def _code(error: BaseException) -> str:
+    """The store's own name of what went wrong, if it gave one."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        code = (
+            response.get("Error", {}).get("Code") if isinstance(response, Mapping) else getattr(cause, "error_code", "")
+        )
+        if code:
+            return str(code)
+    return ""
+
+
+def _is_container_missing(error: BaseException) -> bool:
+    return _code(error) in _NO_CONTAINER_CODES or "bucket does not exist" in str(error)
+
+
+def _is_passing(error: BaseException, status: int | None, code: str) -> bool:
+    """Whether the request may have been carried out, or may be if it is sent again."""
+    if status is not None:
+        return status >= 500 or status in _PASSING_STATUS or code in _PASSING_CODES
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, OSError | TimeoutError) or bool(names & _PASSING_ERRORS)
