@@ -3,6 +3,7 @@
 storage/FORMAT.md, beside the package, is the norm for what is written.
 """
 
+from ray_durable.storage.blobs import get_blob, put_blob
 from ray_durable.storage.catalog import (
     EndedPage,
     OpenEntry,
@@ -24,16 +25,13 @@ from ray_durable.storage.hub import (
 from ray_durable.storage.keys import HubKeys, check_hub_name, check_instance_id
 from ray_durable.storage.log import (
     ClaimLostError,
-    Pacing,
     RunLog,
     create_execution,
-    get_blob,
     latest_execution,
-    persist,
-    put_blob,
     read_start,
     read_tail,
 )
+from ray_durable.storage.pacing import Pacing, persist
 from ray_durable.storage.segment import FORMAT_VERSION, Segment, SegmentHeader, decode_segment, encode_segment
 from ray_durable.storage.store import ObjectStore, open_store, probe
 

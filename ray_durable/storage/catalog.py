@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from ray_durable.storage.keys import HubKeys, encode_id
+from ray_durable.storage.keys import HubKeys, escape
+from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
 __all__ = ["EndedPage", "OpenEntry", "add_open", "find_open", "list_ended", "list_open", "record_ended", "remove_open"]
 
+T = TypeVar("T")
+
 _READS_AT_ONCE = 32
+_DAY = re.compile(r"[0-9]{8}/")
+_ENDED = re.compile(r"(?P<created_ms>[0-9]{13,})\.(?P<status>[a-z]+)\.(?P<id>[a-z0-9_%-]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenEntry:
     """An unfinished instance.
 
-    `entered_us` is when its start began. `problem` says what keeps it from going on, if anything does. `wake` is left by
-    an owner that let the idle instance go: due time, execution and the log's last number.
+    `entered_us` is when its start began. `problem` says what keeps it from going on, if anything does. `wake` is left
+    by an owner that let the idle instance go: due time, execution and the log's last number.
     """
 
     instance_id: str
@@ -48,7 +54,7 @@ class EndedPage:
 async def add_open(store: ObjectStore, keys: HubKeys, entry: OpenEntry) -> None:
     """Enter an instance, or replace its entry."""
     fields: dict[str, Any] = {
-        "v": 1,
+        "v": FORMAT_VERSION,
         "instance": entry.instance_id,
         "name": entry.name,
         "request_id": entry.request_id,
@@ -73,34 +79,46 @@ async def find_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> Open
 
 async def list_open(store: ObjectStore, keys: HubKeys) -> list[OpenEntry]:
     """The whole open set, oldest first."""
-    folders = [name for name in await store.list_folder(keys.open_set) if name.endswith("/")]
-    names = await _in_groups([store.list_folder(f"{keys.open_set}{folder}") for folder in folders])
-    paths = [f"{keys.open_set}{folder}{name}" for folder, below in zip(folders, names, strict=True) for name in below]
-    entries = map(_open_entry, await _in_groups([store.get(path) for path in paths]))
+    folders = [f"{keys.open_set}{name}" for name in await store.list_folder(keys.open_set) if name.endswith("/")]
+    names = await _in_groups(store.list_folder, folders)
+    paths = [f"{folder}{name}" for folder, below in zip(folders, names, strict=True) for name in below]
+    entries = map(_open_entry, await _in_groups(store.get, [path for path in paths if not path.endswith("/")]))
     return sorted(
         (entry for entry in entries if entry is not None), key=lambda entry: (entry.entered_us, entry.instance_id)
     )
 
 
 def _open_entry(data: bytes | None) -> OpenEntry | None:
-    try:
-        fields = json.loads(data or b"")
-        return OpenEntry(
-            instance_id=fields["instance"],
-            name=fields["name"],
-            request_id=fields["request_id"],
-            entered_us=fields["entered_us"],
-            problem=fields.get("problem"),
-            wake=fields.get("wake"),
-        )
-    except (KeyError, TypeError, ValueError):
+    fields = _fields(data)
+    texts = [fields.get(name) for name in ("instance", "name", "request_id")]
+    entered_us = fields.get("entered_us")
+    if fields.get("v") != FORMAT_VERSION or not isinstance(entered_us, int):
         return None
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    return OpenEntry(
+        instance_id=fields["instance"],
+        name=fields["name"],
+        request_id=fields["request_id"],
+        entered_us=entered_us,
+        problem=fields.get("problem"),
+        wake=fields.get("wake"),
+    )
+
+
+def _fields(data: bytes | None) -> dict[str, Any]:
+    """The JSON object in `data`; an empty one if it holds something else."""
+    try:
+        fields = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 async def record_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, Any]) -> None:
     """Leave the summary of an ended instance (the status in the header of its last segment)."""
     key = keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])
-    await store.put(key, json.dumps(dict(summary), ensure_ascii=False).encode())
+    await store.put(key, json.dumps({"v": FORMAT_VERSION, **summary}, ensure_ascii=False).encode())
 
 
 async def list_ended(
@@ -116,15 +134,18 @@ async def list_ended(
 ) -> EndedPage:
     """Ended instances by time of creation. Status and time are read from the names, so only a page is fetched.
 
-    `prefix` is one of the id; `token` is the `next_token` of the page before. A page is stable: instances that end
-    meanwhile appear at their place, and none is skipped or shown twice.
+    `created_from_us` and `created_to_us` are included. `prefix` is one of the id; `token` is the `next_token` of the
+    page before. Pages are stable: instances that end meanwhile appear at their place, and none is skipped or shown
+    twice. A page may have fewer than `limit` summaries and not be the last.
     """
     wanted = {status.lower() for status in statuses} if statuses is not None else None
     first_day, last_day = _day(created_from_us), _day(created_to_us)
     found: list[str] = []
     for folder in await store.list_folder(keys.ended):
         day = folder.rstrip("/")
-        if (first_day and day < first_day) or (last_day and day > last_day) or (token and day < token.split("/")[0]):
+        if not _DAY.fullmatch(folder) or (first_day and day < first_day) or (last_day and day > last_day):
+            continue
+        if token is not None and day < token.partition("/")[0]:
             continue
         for name in await store.list_folder(f"{keys.ended}{folder}"):
             path = f"{folder}{name}"
@@ -133,10 +154,17 @@ async def list_ended(
         if len(found) > limit:
             break
     page = found[:limit]
-    bodies = await _in_groups([store.get(f"{keys.ended}{path}") for path in page])
-    summaries = [summary for summary in map(_summary, bodies) if summary is not None]
+    summaries = map(_summary, await _in_groups(store.get, [f"{keys.ended}{path}" for path in page]))
     return EndedPage(
-        summaries=tuple(summary for summary in summaries if summary["instance"].startswith(prefix)),
+        summaries=tuple(
+            summary
+            for summary in summaries
+            # Names hold milliseconds, and of long ids the beginning only.
+            if summary is not None
+            and summary["instance"].startswith(prefix)
+            and (created_from_us is None or summary["created_us"] >= created_from_us)
+            and (created_to_us is None or summary["created_us"] <= created_to_us)
+        ),
         next_token=page[-1] if len(found) > limit else None,
     )
 
@@ -146,32 +174,28 @@ def _day(time_us: int | None) -> str | None:
 
 
 def _matches(name: str, wanted: set[str] | None, prefix: str, from_us: int | None, to_us: int | None) -> bool:
-    created, _, rest = name.partition(".")
-    status, _, encoded_id = rest.partition(".")
-    if not created.isdigit() or (wanted is not None and status not in wanted):
+    parts = _ENDED.fullmatch(name)
+    if parts is None or (wanted is not None and parts["status"] not in wanted):
         return False
-    created_ms = int(created)
-    if from_us is not None and created_ms < from_us // 1000 or to_us is not None and created_ms > to_us // 1000:
+    created_ms = int(parts["created_ms"])
+    if from_us is not None and created_ms < from_us // 1000:
+        return False
+    if to_us is not None and created_ms > to_us // 1000:
         return False
     # A long id is cut in its name: then the summary tells.
-    return "%%" in encoded_id or not prefix or encoded_id.startswith(encode_id(prefix))
+    return "%%" in parts["id"] or parts["id"].startswith(escape(prefix))
 
 
 def _summary(data: bytes | None) -> Mapping[str, Any] | None:
-    try:
-        summary = json.loads(data or b"")
-    except ValueError:
-        return None
-    return (
-        summary
-        if isinstance(summary, dict) and {"instance", "runtime_status", "created_us"} <= summary.keys()
-        else None
-    )
+    summary = _fields(data)
+    types = {"v": int, "instance": str, "runtime_status": str, "created_us": int}
+    is_summary = all(isinstance(summary.get(name), kind) for name, kind in types.items())
+    return summary if is_summary and summary["v"] == FORMAT_VERSION else None
 
 
-async def _in_groups(awaitables: Sequence[Any]) -> list[Any]:
-    """Await all, a limited number at a time, in order."""
-    results: list[Any] = []
-    for begin in range(0, len(awaitables), _READS_AT_ONCE):
-        results += await asyncio.gather(*awaitables[begin : begin + _READS_AT_ONCE])
+async def _in_groups(read: Callable[[str], Awaitable[T]], names: Sequence[str]) -> list[T]:
+    """Read all, a limited number at a time, in order."""
+    results: list[T] = []
+    for begin in range(0, len(names), _READS_AT_ONCE):
+        results += await asyncio.gather(*map(read, names[begin : begin + _READS_AT_ONCE]))
     return results

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_durable.errors import ConfigurationError, CorruptLogError
-from ray_durable.storage.keys import HubKeys
+from ray_durable.storage.keys import HubKeys, numbers
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
@@ -44,8 +44,7 @@ async def read_settings(store: ObjectStore, keys: HubKeys) -> Mapping[str, Any] 
 
 async def current_hub_epoch(store: ObjectStore, keys: HubKeys) -> int:
     """The newest claimed epoch; 0 if nobody held the hub yet."""
-    names = await store.list_folder(keys.hub_epochs)
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max(numbers(await store.list_folder(keys.hub_epochs), 12), default=0)
 
 
 async def claim_hub_epoch(store: ObjectStore, keys: HubKeys, epoch: int, holder: Mapping[str, Any]) -> bool:

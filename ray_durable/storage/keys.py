@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ray_durable.errors import InvalidIdError
 
-__all__ = ["HubKeys", "check_hub_name", "check_instance_id", "encode_id"]
+__all__ = [
+    "SEGMENTS_PER_FOLDER",
+    "HubKeys",
+    "check_hub_name",
+    "check_instance_id",
+    "encode_id",
+    "escape",
+    "numbers",
+]
+
+SEGMENTS_PER_FOLDER = 1_000
+"""Stores without a start-after listing list one folder of the log, never all of it."""
 
 _ID_CHARS_MAX = 256
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -36,7 +48,10 @@ def check_instance_id(instance_id: str) -> None:
 
 
 def check_hub_name(hub: str) -> None:
-    """Raise InvalidIdError unless the name may be a hub's: 1 to 100 of a-z 0-9 - _, beginning with a letter or digit."""
+    """Raise InvalidIdError unless the name may be a hub's.
+
+    1 to 100 of a-z 0-9 - _, beginning with a letter or digit.
+    """
     if not (1 <= len(hub) <= 100 and set(hub) <= _PLAIN and hub[0] not in "-_"):
         raise InvalidIdError(
             f"The hub name {hub!r:.80} is not allowed: give 1 to 100 of a-z 0-9 - _, beginning with a letter or digit"
@@ -58,24 +73,39 @@ def _id_fault(instance_id: object) -> str | None:
     return None
 
 
-def encode_id(instance_id: str) -> str:
-    """The id as one name of a file: a-z 0-9 - _ as they are, other bytes of its UTF-8 as %xx; long ones end in a digest.
+def escape(text: str) -> str:
+    """a-z 0-9 - _ as they are, the bytes of other characters in UTF-8 as %xx. Beginnings stay beginnings."""
+    return "".join(map(_escape_character, text))
 
-    One to one: `%%` stands only before a digest, never in an encoded text.
+
+def _escape_character(character: str) -> str:
+    return character if character in _PLAIN else "".join(f"%{byte:02x}" for byte in character.encode())
+
+
+def encode_id(instance_id: str) -> str:
+    """The id as one name of a file: escaped; a long one cut after a whole character and ending in a digest.
+
+    One to one: `%%` stands only before a digest, never in an escaped text.
     """
-    pieces = [
-        character if character in _PLAIN else "".join(f"%{byte:02x}" for byte in character.encode())
-        for character in instance_id
-    ]
-    encoded = "".join(pieces)
+    encoded = escape(instance_id)
     if len(encoded) <= _ENCODED_CHARS_MAX:
         return encoded
     head = ""
-    for piece in pieces:
+    for character in instance_id:
+        piece = _escape_character(character)
         if len(head) + len(piece) > _HEAD_CHARS:
             break
         head += piece
     return f"{head}%%{hashlib.sha256(instance_id.encode()).hexdigest()}"
+
+
+def numbers(names: Iterable[str], digits: int) -> list[int]:
+    """The numbers among listed names, ascending: of objects or folders written with so many digits. Others are skipped.
+
+    A number that needs more digits has more.
+    """
+    found = (name.removesuffix("/") for name in names)
+    return sorted(int(name) for name in found if len(name) >= digits and name.isascii() and name.isdigit())
 
 
 def _spread(name: str) -> str:
@@ -114,8 +144,8 @@ class HubKeys:
         return f"{self._run(run)}log/"
 
     def log_folder(self, run: str, seq: int) -> str:
-        """Folder of the thousand segments around `seq`."""
-        return f"{self.log(run)}{seq // 1000:09}/"
+        """Folder of `seq` and its neighbours."""
+        return f"{self.log(run)}{seq // SEGMENTS_PER_FOLDER:09}/"
 
     def segment(self, run: str, seq: int) -> str:
         """A segment; seq from 1."""

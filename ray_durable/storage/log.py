@@ -13,13 +13,10 @@ knows bytes, numbers and epochs, and nothing of orchestrations.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import random
 import secrets
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from ray_durable.errors import (
     CorruptLogError,
@@ -28,30 +25,14 @@ from ray_durable.errors import (
     InstanceNotFoundError,
     StoreUnavailableError,
 )
-from ray_durable.storage.keys import HubKeys
+from ray_durable.storage.keys import SEGMENTS_PER_FOLDER, HubKeys, numbers
+from ray_durable.storage.pacing import Pacing, put_settled
 from ray_durable.storage.segment import Segment, SegmentHeader, decode_segment, encode_segment
 from ray_durable.storage.store import ObjectStore
 
-__all__ = [
-    "ClaimLostError",
-    "Pacing",
-    "RunLog",
-    "Trouble",
-    "create_execution",
-    "get_blob",
-    "latest_execution",
-    "persist",
-    "put_blob",
-    "read_start",
-    "read_tail",
-]
-
-T = TypeVar("T")
+__all__ = ["ClaimLostError", "RunLog", "create_execution", "latest_execution", "read_start", "read_tail"]
 
 _READS_AT_ONCE = 32
-
-Trouble = Callable[[DurableError, float], None]
-"""Told of a failed attempt and of the seconds spent so far."""
 
 
 class ClaimLostError(DurableError):
@@ -60,62 +41,10 @@ class ClaimLostError(DurableError):
     key: str
 
 
-def _no_trouble(error: DurableError, waited_s: float) -> None:
-    """Nobody listens."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pacing:
-    """How long to wait before an unclear request is sent again: from `first_s`, doubled up to `max_s`, with jitter.
-
-    Clock, sleep and randomness are here so that a simulation can give its own.
-    """
-
-    first_s: float = 0.05
-    max_s: float = 10.0
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    jitter: Callable[[], float] = random.random
-    monotonic_s: Callable[[], float] = time.monotonic
-    now_us: Callable[[], int] = lambda: time.time_ns() // 1_000
-    on_trouble: Trouble = _no_trouble
-
-    async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat `attempt` for as long as it raises StoreUnavailableError."""
-        began_s = self.monotonic_s()
-        wait_s = self.first_s
-        while True:
-            try:
-                return await attempt()
-            except StoreUnavailableError as error:
-                self.on_trouble(error, self.monotonic_s() - began_s)
-                await self.sleep(wait_s * (0.5 + 0.5 * self.jitter()))
-                wait_s = min(self.max_s, 2 * wait_s)
-
-
-async def persist(attempt: Callable[[], Awaitable[T]], pacing: Pacing | None = None) -> T:
-    """See `Pacing.persist`."""
-    return await (pacing or Pacing()).persist(attempt)
-
-
 async def latest_execution(store: ObjectStore, keys: HubKeys, instance_id: str) -> int | None:
     """The number of an instance's newest execution; None if there is no such instance."""
     names = await store.list_folder(keys.executions(instance_id))
-    numbers = [int(name) for name in names if name.isdigit()]
-    return max(numbers, default=None)
-
-
-async def _put_settled(store: ObjectStore, key: str, data: bytes, pacing: Pacing) -> bytes | None:
-    """Create an object and make sure of its fate: None if it holds our bytes, else the other's bytes."""
-
-    async def attempt() -> bytes | None:
-        if await store.put_if_absent(key, data):
-            return None
-        found = await store.get(key)
-        if found is None:
-            raise StoreUnavailableError(f"{key} exists and cannot be read; trying again", url=store.url)
-        return None if found == data else found
-
-    return await pacing.persist(attempt)
+    return max(numbers(names, 6), default=None)
 
 
 async def create_execution(
@@ -151,11 +80,14 @@ async def create_execution(
         status=status,
     )
     data, _ = encode_segment(key, header, lines, sections)
-    found = await _put_settled(store, key, data, pacing)
+    found = await put_settled(store, key, data, pacing)
     if found is None:
         return None
     existing = decode_segment(key, found)
-    return None if existing.header.status.get("request_id") == status.get("request_id") else existing
+    _check_place(existing, instance=instance_id, execution=execution, run=existing.header.run, seq=0)
+    request_id = status.get("request_id")
+    is_same = request_id is not None and existing.header.status.get("request_id") == request_id
+    return None if is_same else existing
 
 
 async def read_start(store: ObjectStore, keys: HubKeys, instance_id: str, execution: int) -> Segment:
@@ -177,7 +109,7 @@ def _check_place(segment: Segment, *, instance: str, execution: int, run: str, s
     told = (header.instance, header.execution, header.run, header.seq)
     if told != (instance, execution, run, seq):
         raise CorruptLogError(
-            f"{segment.key} holds a segment of another place {told}: it was copied or renamed. Restore the right object",
+            f"{segment.key} holds a segment of another place {told}: it was copied or renamed. Restore the right one",
             key=segment.key,
         )
 
@@ -190,14 +122,9 @@ async def read_tail(store: ObjectStore, keys: HubKeys, instance_id: str, executi
     """
     start = await read_start(store, keys, instance_id, execution)
     run = start.header.run
-    folders = await store.list_folder(keys.log(run))
-    if not folders:
+    seq = await _listed_end(store, keys, run)
+    if seq == 0:
         return start
-    folder = f"{keys.log(run)}{folders[-1]}"
-    names = [name for name in await store.list_folder(folder) if name.isdigit()]
-    if not names:
-        return start
-    seq = int(names[-1])
     data = await store.get(keys.segment(run, seq))
     if data is None:
         raise StoreUnavailableError(f"{keys.segment(run, seq)} is listed and cannot be read", url=store.url)
@@ -206,30 +133,26 @@ async def read_tail(store: ObjectStore, keys: HubKeys, instance_id: str, executi
     return segment
 
 
-async def put_blob(store: ObjectStore, keys: HubKeys, run: str, data: bytes, *, pacing: Pacing | None = None) -> str:
-    """Store `data` under its digest, which is returned. What is there already is the same."""
-    digest = hashlib.sha256(data).hexdigest()
-    # The name is the content's own: whoever wrote it, it is right.
-    await persist(lambda: store.put_if_absent(keys.blob(run, digest), data), pacing)
-    return digest
+async def _listed_end(store: ObjectStore, keys: HubKeys, run: str) -> int:
+    """The last listed segment; 0 if there is none."""
+    # A folder may be empty: made by a writer that was lost before its segment.
+    for folder in reversed(numbers(await store.list_folder(keys.log(run)), 9)):
+        listed = numbers(await store.list_folder(keys.log_folder(run, folder * SEGMENTS_PER_FOLDER)), 12)
+        if listed:
+            return listed[-1]
+    return 0
 
 
-async def get_blob(store: ObjectStore, keys: HubKeys, run: str, digest: str) -> bytes:
-    """The blob with this digest. CorruptLogError if it is missing or damaged."""
-    key = keys.blob(run, digest)
-    data = await persist(lambda: store.get(key))
-    if data is None or hashlib.sha256(data).hexdigest() != digest:
-        fault = "is missing" if data is None else "does not match its name"
-        raise CorruptLogError(f"The blob {key} {fault}: restore the object from a backup", key=key)
-    return data
+def _next_event(segment: Segment) -> int:
+    return segment.header.first + segment.header.count
 
 
 @dataclass(slots=True)
 class RunLog:
     """An execution's log, read to its end; see the module. Made by `read`.
 
-    `segments` are all of them, from segment 0, in order; after an append or claim, only the last one. `epoch` is the highest claimed so far: our own after
-    `claim`.
+    `segments` are all of them, from segment 0, in order; after an append or claim, only the last one. `epoch` is the
+    highest claimed so far: our own after `claim`.
     """
 
     instance_id: str
@@ -272,7 +195,7 @@ class RunLog:
     async def refresh(self) -> list[Segment]:
         """Read what was appended since; returns it. The end is where the next number is absent."""
         known = len(self.segments)
-        end = await self._listed_end()
+        end = await self._pacing.persist(lambda: _listed_end(self._store, self._keys, self.run))
         for begin in range(self.next_seq, end + 1, _READS_AT_ONCE):
             seqs = range(begin, min(begin + _READS_AT_ONCE, end + 1))
             for seq, data in zip(seqs, await asyncio.gather(*map(self._get, seqs)), strict=True):
@@ -337,6 +260,7 @@ class RunLog:
         epoch: int | None,
     ) -> Segment:
         assert self._is_usable, "a fenced or abandoned log is not used again"
+        assert first == _next_event(self.tail), "events are numbered without gaps"
         key = self._keys.segment(self.run, self.next_seq)
         header = SegmentHeader(
             run=self.run,
@@ -356,7 +280,7 @@ class RunLog:
         data, segment = encode_segment(key, header, lines, sections)
         # Whoever is interrupted here does not know the append's fate.
         self._is_usable = False
-        found = await _put_settled(self._store, key, data, self._pacing)
+        found = await put_settled(self._store, key, data, self._pacing)
         if found is not None:
             if epoch is not None:
                 self._is_usable = True
@@ -370,18 +294,10 @@ class RunLog:
 
     def _fenced(self, key: str) -> FencedError:
         return FencedError(
-            f"A newer owner has the log of instance {self.instance_id!r}: this one stands down, and what it had in flight "
-            "has an unknown outcome",
+            f"A newer owner has the log of instance {self.instance_id!r}: this one stands down, and what it had in "
+            "flight has an unknown outcome",
             key=key,
         )
-
-    async def _listed_end(self) -> int:
-        folders = await self._pacing.persist(lambda: self._store.list_folder(self._keys.log(self.run)))
-        if not folders:
-            return 0
-        folder = f"{self._keys.log(self.run)}{folders[-1]}"
-        names = await self._pacing.persist(lambda: self._store.list_folder(folder))
-        return max((int(name) for name in names if name.isdigit()), default=0)
 
     async def _get_raw(self, seq: int) -> bytes | None:
         return await self._store.get(self._keys.segment(self.run, seq))
@@ -393,14 +309,26 @@ class RunLog:
         """Check a segment's place and enter it."""
         segment = decode_segment(self._keys.segment(self.run, seq), data)
         _check_place(segment, instance=self.instance_id, execution=self.execution, run=self.run, seq=seq)
-        header = segment.header
-        if header.previous != self.tail.digest:
+        fault = self._misfit(segment.header)
+        if fault is not None:
             raise CorruptLogError(
-                f"{segment.key} does not follow the segment before it: one of the two was replaced. Restore the objects",
+                f"{segment.key} cannot follow the segment before it: {fault}. Restore the right objects; "
+                "storage/verify.py checks a whole root",
                 key=segment.key,
             )
-        # Slots are written once, so an owner of a lower epoch cannot come after a claim; if it is there, it is no log.
-        if header.epoch != self.epoch + 1 if header.claim else header.epoch != self.epoch:
-            raise CorruptLogError(f"{segment.key} is of epoch {header.epoch}, after {self.epoch}", key=segment.key)
-        self.epoch = header.epoch
+        self.epoch = segment.header.epoch
         self.segments.append(segment)
+
+    def _misfit(self, header: SegmentHeader) -> str | None:
+        """Why a segment is not what an owner of this log can have written after the present tail; None if it is."""
+        before = self.tail.header
+        if header.previous != self.tail.digest:
+            return "it names another one, so one of the two was replaced"
+        # Slots are written once, so an owner of a lower epoch cannot come after a claim; if it is there, it is no log.
+        if header.epoch != self.epoch + header.claim or header.epoch == 0:
+            return f"it is of epoch {header.epoch}, after {self.epoch}"
+        if not header.claim and header.nonce != before.nonce:
+            return "its writer never claimed the log"
+        if header.first != _next_event(self.tail):
+            return f"it begins with event {header.first} instead of {_next_event(self.tail)}"
+        return None

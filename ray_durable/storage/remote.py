@@ -178,7 +178,8 @@ class RemoteStore:
                 await closing
 
     def _path(self, key: str) -> str:
-        assert not key.startswith("/") and ".." not in key.split("/"), f"key {key!r} leaves the root"
+        assert not key.startswith("/"), f"key {key!r} leaves the root"
+        assert ".." not in key.split("/"), f"key {key!r} leaves the root"
         return f"{self._root}/{key}"
 
     async def _within(self, request: Awaitable[T], size_bytes: int = 0) -> T:
@@ -206,7 +207,8 @@ class RemoteStore:
                 raise outcome
 
     def _explain(self, error: Exception, key: str) -> StoreError:
-        text = self._redact(f"{self.url}/{key}: {str(error).rstrip('.') or type(error).__name__}")
+        reason = str(error).rstrip(".") or type(error).__name__
+        text = self._redact(f"{self.url}/{key}: {reason}")
         status, code = _status(error), _code(error)
         if _is_container_missing(error) or isinstance(error, FileNotFoundError):
             advice = "the bucket or container does not exist: create it, or correct the root's URL"
@@ -220,9 +222,7 @@ class RemoteStore:
         elif _is_passing(error, status, code):
             return StoreUnavailableError(f"{text}; trying again may succeed", url=self.url)
         elif type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-            advice = (
-                f"there are no credentials for {self._scheme}://: set them in the environment or the storage options"
-            )
+            advice = f"{self._scheme}:// got no credentials: set them in the environment or the storage options"
         else:
             advice = "the store refused the request for good: correct the root's URL or the storage options"
         return StoreError(f"{text}; {advice}", url=self.url)

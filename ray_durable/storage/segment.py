@@ -88,14 +88,16 @@ def encode_segment(
         fields["previous"] = header.previous
     fields["sections"] = [len(section) for section in sections]
     fields["status"] = header.status
-    body = b"".join([*(line + b"\n" for line in lines), *sections])
+    text = b"\n".join((*lines, b""))
+    assert header.count == text.count(b"\n") == len(lines) >= 1, "an event is one line, and a segment counts its events"
+    body = b"".join((text, *sections))
     head = _text(fields)[:-1].encode()
     size = len(head) + len(_TAIL) + len(body)
     if size > SEGMENT_BYTES_MAX:
         raise PayloadTooLargeError(
-            f"One turn of instance {header.instance!r} caused {size} bytes of history, more than the {SEGMENT_BYTES_MAX} "
-            "of one object: use ctx.map instead of that many calls at once, or let activities exchange large values by "
-            "reference",
+            f"One turn of instance {header.instance!r} caused {size} bytes of history, more than the "
+            f"{SEGMENT_BYTES_MAX} of one object: use ctx.map instead of that many calls at once, or let activities "
+            "exchange large values by reference",
             where=f"instance {header.instance!r}",
             size_bytes=size,
             limit_bytes=SEGMENT_BYTES_MAX,
@@ -131,6 +133,7 @@ def decode_segment(key: str, data: bytes) -> Segment:
             raise _corrupt(
                 key, f"its format version is {fields['v']!r}, and this ray_durable reads {FORMAT_VERSION}: upgrade"
             )
+        _check_types(fields)
         header = SegmentHeader(
             run=fields["run"],
             instance=fields["instance"],
@@ -152,10 +155,20 @@ def decode_segment(key: str, data: bytes) -> Segment:
     return Segment(key=key, header=header, lines=lines, sections=sections, digest=stored)
 
 
+def _check_types(fields: Mapping[str, Any]) -> None:
+    """What another program wrote may have a valid checksum and still be nonsense."""
+    texts = [fields[name] for name in ("run", "instance", "nonce")]
+    counts = [fields[name] for name in ("execution", "seq", "epoch", "hub_epoch", "first", "count")]
+    if not all(type(text) is str for text in texts) or not all(type(count) is int for count in counts):
+        raise TypeError("a field of another type")
+    if min(counts) < 0 or fields["count"] == 0 or not isinstance(fields["status"], dict):
+        raise ValueError("a field that cannot be")
+
+
 def _split(body: bytes, count: int, sizes: Sequence[int]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     text_size = len(body) - sum(sizes)
-    lines = body[:text_size].split(b"\n")
-    if text_size < 0 or lines.pop() != b"" or len(lines) != count:
+    lines = body[: max(text_size, 0)].split(b"\n")
+    if min(sizes, default=0) < 0 or text_size < 0 or lines.pop() != b"" or len(lines) != count:
         raise ValueError(f"{count} lines and sections of {list(sizes)} bytes do not make up {len(body)} bytes")
     sections: list[bytes] = []
     position = text_size
@@ -167,7 +180,7 @@ def _split(body: bytes, count: int, sizes: Sequence[int]) -> tuple[tuple[bytes, 
 
 def _corrupt(key: str, reason: str) -> CorruptLogError:
     return CorruptLogError(
-        f"{key} is damaged: {reason}. Nothing of it is used. Restore the object from a backup or a version of the bucket; "
-        "storage/verify.py checks a whole root",
+        f"{key} is damaged: {reason}. Nothing of it is used. Restore the object from a backup or a version of the "
+        "bucket; storage/verify.py checks a whole root",
         key=key,
     )
