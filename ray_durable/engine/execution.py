@@ -92,7 +92,8 @@ class Execution(ExecutionState):
     """One execution of an orchestrator. See the module.
 
     `main(execution, started)` makes the orchestrator's coroutine, which asks through this object and returns its
-    result, encoded. The methods that ask work only while `apply` runs, from the orchestrator's own code.
+    result, encoded. The methods that ask work only while `apply` runs, from the orchestrator's own code. `main` may set
+    `function` to the user's function that it wraps, for errors to name its line.
     """
 
     def __init__(self, main: Main) -> None:
@@ -107,6 +108,7 @@ class Execution(ExecutionState):
         self._dead: BaseException | None = None
         self._applying = False
         self._uuid_count = 0
+        self.function: Callable[..., object] | None = None
         self.random = random.Random(0)
 
     def apply(self, events: Iterable[Event]) -> list[Event]:
@@ -135,13 +137,18 @@ class Execution(ExecutionState):
     def close(self) -> None:
         """Discard an execution that shall not go on here (passivated, fenced): its coroutines are closed, quietly.
 
-        Nothing is asked for or recorded by that. Without it, unfinished coroutines end when the garbage collector
-        finds them, with the noise that it makes of errors in their cleanup.
+        Nothing is asked for or recorded by that. Without it, unfinished coroutines end when and where the garbage
+        collector finds them.
         """
         if self._applying:
             raise RuntimeError("Execution.close was called from within apply.")
         if self._dead is None:
             self._discard(ExecutionClosed("The execution was closed."))
+
+    def __del__(self) -> None:
+        # Before the garbage collector ends the coroutines one by one, as if they were still to ask for something.
+        if self._main_task is not None and self._dead is None and not self.ended:
+            self.close()
 
     def schedule_task(
         self,
@@ -271,7 +278,7 @@ class Execution(ExecutionState):
             # Once the coroutine is done, nothing tells any more which function it was.
             self._main_source = entry_source(self._main_task.get_coro())
         else:
-            self._main_source = function_source(self._main)
+            self._main_source = function_source(self.function or self._main)
 
     async def _run_main(self, started: ExecutionStarted) -> Payload:
         try:

@@ -46,7 +46,7 @@ if _GatheringFuture is not None:
         __slots__ = ()
 
         def __hash__(self) -> int:
-            ordinal: int = self.__dict__["_ordinal"]
+            ordinal: int = self._ordinal
             return ordinal
 
 

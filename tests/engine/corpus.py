@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from ray_durable.engine import drive_generator
+from ray_durable.engine import RuntimeStatus, drive_generator
 from ray_durable.errors import ActivityError
 
 from .kit import Context, Orchestrator, retries
@@ -17,13 +17,15 @@ from .kit import Context, Orchestrator, retries
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """An orchestrator, its input, the external events it may get, and how likely each input is a termination."""
+    """An orchestrator, its input, the external events it may get, how likely each input is a termination, and how it
+    ends otherwise."""
 
     name: str
     orchestrator: Orchestrator
     input: Any = None
     events: tuple[tuple[str, Any], ...] = ()
     termination: float = 0.0
+    end: RuntimeStatus = RuntimeStatus.COMPLETED
 
 
 CORPUS: dict[str, Case] = {}
@@ -166,7 +168,7 @@ async def _fail(ctx: Context) -> None:
     await ctx.call("fail", "sibling")
 
 
-@case()
+@case(end=RuntimeStatus.FAILED)
 async def unhandled_failure(ctx: Context, value: Any) -> Any:
     await ctx.call("echo", 1)
     return await ctx.call("fail", 2)

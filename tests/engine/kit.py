@@ -61,6 +61,7 @@ def main_of(orchestrator: Orchestrator) -> Main:
     """An orchestrator of values as the engine's main."""
 
     async def main(execution: Execution, started: ExecutionStarted) -> Payload:
+        execution.function = orchestrator
         return encode(await orchestrator(Context(execution), decode(started.input)))
 
     return main

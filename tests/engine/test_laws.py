@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ray_durable.engine import Event, Execution, ExecutionCompleted, Input, OwnerClaimed
+from ray_durable.engine import Event, Execution, ExecutionCompleted, Input, OwnerClaimed, RuntimeStatus
 
 from .corpus import CORPUS, Case
 from .kit import main_of
@@ -37,10 +37,12 @@ def test_the_corpus_is_broad() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_case_ends(case: Case) -> None:
-    """A law about runs that go nowhere would say nothing."""
+def test_every_case_ends_as_it_should(case: Case) -> None:
+    """A law about runs that go nowhere, or fail at once, would say nothing."""
     history = World(case, seed=1).run().history
-    assert isinstance(history[-1], ExecutionCompleted)
+    last = history[-1]
+    assert isinstance(last, ExecutionCompleted)
+    assert last.status is (RuntimeStatus.TERMINATED if case.termination else case.end), last.failure
     assert [event.number for event in history] == list(range(1, len(history) + 1))
     assert all(left.time_us <= right.time_us for left, right in pairwise(history))
 
