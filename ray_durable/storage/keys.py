@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from ray_durable.errors import InvalidIdError
 
@@ -108,6 +109,7 @@ def numbers(names: Iterable[str], digits: int) -> list[int]:
     return sorted(int(name) for name in found if len(name) >= digits and name.isascii() and name.isdigit())
 
 
+@lru_cache(maxsize=1024)
 def _spread(name: str) -> str:
     """Two hex digits, first in the key, so that load spreads over a store's partitions."""
     return hashlib.sha256(name.encode()).hexdigest()[:2]

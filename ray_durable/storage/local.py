@@ -7,12 +7,13 @@ of a millisecond, less than a thread's hand-over would add to each step; the run
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
-import stat
 from collections import OrderedDict
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ray_durable.errors import StoreError, StoreUnavailableError
@@ -21,29 +22,36 @@ __all__ = ["LocalStore"]
 
 _TEMPORARY = ".tmp-"
 _FOLDERS_OPEN_MAX = 64
+_FOLDERS_KNOWN_MAX = 10_000
+_NO_NAMELESS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EXDEV})
 _PASSING = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ENFILE, errno.EMFILE}
 )
 
 
 class LocalStore:
-    """`ObjectStore` on a local folder."""
+    """`ObjectStore` on a local folder. Made by `open`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, has_nameless_files: bool = True) -> None:
         self.url = root.as_uri()
         self.private_path: Path | None = root
-        self._root = root
+        self._root = str(root)
         # Open folders, for the sync of a new name; the least recently used is closed.
         self._folders: OrderedDict[str, int] = OrderedDict()
-        self._has_nameless_files = hasattr(os, "O_TMPFILE")
+        # Folders that lie durably in the folders above them.
+        self._durable_folders: set[str] = set()
+        self._has_nameless_files = has_nameless_files and hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").exists()
 
     @classmethod
-    def open(cls, url: str) -> LocalStore:
-        """The store below a path or file:// URL; the folder is made if it is missing, for its owner only."""
+    def open(cls, url: str, *, has_nameless_files: bool = True) -> LocalStore:
+        """The store below a path or file:// URL; the folder is made if it is missing, for its owner only.
+
+        Where files without a name do not exist, or `has_nameless_files` is False, unfinished files have a hidden one.
+        """
         path = Path(unquote(urlsplit(url).path) if url.startswith("file:") else url).expanduser().absolute()
-        store = cls(path)
+        store = cls(path, has_nameless_files=has_nameless_files)
         try:
-            _make_folders(path, mode=0o700)
+            _make_folders(path)
         except OSError as error:
             raise store._trouble(error, "") from error
         return store
@@ -51,32 +59,26 @@ class LocalStore:
     async def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `ObjectStore`."""
         assert data, "an object is never empty"
+        path = self._path(key)
         try:
-            return self._create(key, data)
+            return self._create(path, data)
         except OSError as error:
             raise self._trouble(error, key) from error
 
     async def put(self, key: str, data: bytes) -> None:
         """See `ObjectStore`."""
+        assert data, "an object is never empty"
         path = self._path(key)
-        temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
         try:
-            folder = self._folder(path.parent)
-            try:
-                descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-                _write_synced(descriptor, data)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            os.fsync(folder)
+            self._replace(path, data)
         except OSError as error:
             raise self._trouble(error, key) from error
 
     async def get(self, key: str) -> bytes | None:
         """See `ObjectStore`."""
         try:
-            return self._path(key).read_bytes()
+            with open(self._path(key), "rb", buffering=0) as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -97,10 +99,12 @@ class LocalStore:
             raise self._trouble(error, folder) from error
 
     async def delete_many(self, keys: list[str]) -> None:
-        """See `ObjectStore`."""
+        """See `ObjectStore`. Folders stay, and so does an object after a loss of power that follows at once."""
         for key in keys:
             try:
-                self._path(key).unlink(missing_ok=True)
+                Path(self._path(key)).unlink(missing_ok=True)
+            except NotADirectoryError:
+                continue
             except OSError as error:
                 raise self._trouble(error, key) from error
 
@@ -109,59 +113,79 @@ class LocalStore:
         while self._folders:
             os.close(self._folders.popitem()[1])
 
-    def _path(self, key: str) -> Path:
-        parts = PurePosixPath(key).parts
-        assert parts and not key.startswith("/") and ".." not in parts, f"key {key!r} leaves the root"
-        return self._root.joinpath(*parts)
+    def _path(self, key: str) -> str:
+        assert ".." not in key.split("/"), f"key {key!r} leaves the root"
+        assert key[:1] not in ("", "/"), f"key {key!r} leaves the root"
+        return f"{self._root}/{key}"
 
-    def _create(self, key: str, data: bytes) -> bool:
-        path = self._path(key)
-        folder = self._folder(path.parent)
+    def _create(self, path: str, data: bytes) -> bool:
+        parent = path.rpartition("/")[0]
+        folder = self._folder(parent)
         try:
-            created = self._link(path, folder, data)
+            created = self._link(path, parent, folder, data)
         except FileNotFoundError:
             # The folder was removed behind our back: make it again.
-            self._close_folder(str(path.parent))
-            folder = self._folder(path.parent)
-            created = self._link(path, folder, data)
+            folder = self._folder_again(parent)
+            created = self._link(path, parent, folder, data)
         # A loser syncs too: whoever is told that the name exists may rely on it.
         os.fsync(folder)
         return created
 
-    def _link(self, path: Path, folder: int, data: bytes) -> bool:
+    def _link(self, path: str, parent: str, folder: int, data: bytes) -> bool:
         if self._has_nameless_files:
             try:
-                return _link_nameless(path, folder, data)
+                return _link_nameless(path, parent, folder, data)
             except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                if error.errno not in _NO_NAMELESS_FILES:
                     raise
                 self._has_nameless_files = False
-        return _link_temporary(path, data)
+        return _link_temporary(path, parent, data)
 
-    def _folder(self, path: Path) -> int:
-        """An open descriptor of the folder, made and synced if it is missing."""
-        name = str(path)
-        descriptor = self._folders.get(name)
-        if descriptor is not None:
-            self._folders.move_to_end(name)
-            return descriptor
+    def _replace(self, path: str, data: bytes) -> None:
+        parent = path.rpartition("/")[0]
+        folder = self._folder(parent)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _rename_temporary(path, parent, data)
         except FileNotFoundError:
-            _make_folders(path, mode=0o700)
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._folders[name] = descriptor
+            folder = self._folder_again(parent)
+            _rename_temporary(path, parent, data)
+        os.fsync(folder)
+
+    def _folder(self, path: str) -> int:
+        """An open descriptor of a folder below the root, made if it is missing."""
+        descriptor = self._folders.get(path)
+        if descriptor is not None:
+            self._folders.move_to_end(path)
+            return descriptor
+        self._make_durable(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._folders[path] = descriptor
         if len(self._folders) > _FOLDERS_OPEN_MAX:
             os.close(self._folders.popitem(last=False)[1])
         return descriptor
 
-    def _close_folder(self, name: str) -> None:
-        descriptor = self._folders.pop(name, None)
+    def _folder_again(self, path: str) -> int:
+        descriptor = self._folders.pop(path, None)
         if descriptor is not None:
             os.close(descriptor)
+        self._durable_folders.clear()
+        return self._folder(path)
+
+    def _make_durable(self, path: str) -> None:
+        """Make a folder and those above it. Each is synced, whoever made it: what lies in it is durable only then."""
+        if path in self._durable_folders or path == self._root:
+            return
+        parent = path.rpartition("/")[0]
+        self._make_durable(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        _sync_folder(parent)
+        if len(self._durable_folders) >= _FOLDERS_KNOWN_MAX:
+            self._durable_folders.clear()
+        self._durable_folders.add(path)
 
     def _trouble(self, error: OSError, key: str) -> StoreError:
-        place = self._root / key
+        place = f"{self._root}/{key}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StoreUnavailableError(f"No space is left for {place}: free some, and the work goes on", url=self.url)
         if error.errno in _PASSING:
@@ -172,24 +196,25 @@ class LocalStore:
         return StoreError(f"The root cannot be used ({place}: {error.strerror}): choose another root", url=self.url)
 
 
+def _write(descriptor: int, data: bytes) -> None:
+    """Write all, and sync."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
+    os.fsync(descriptor)
+
+
 def _write_synced(descriptor: int, data: bytes) -> None:
-    """Write all and sync, then close."""
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
+    os.fsync(descriptor)
 
 
-def _link_nameless(path: Path, folder: int, data: bytes) -> bool:
-    descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+def _link_nameless(path: str, parent: str, folder: int, data: bytes) -> bool:
+    descriptor = os.open(parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        _write_synced(descriptor, data)
         # With a folder given, Python calls linkat and follows the link in /proc to the nameless file.
         os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=folder, follow_symlinks=True)
     except FileExistsError:
@@ -199,30 +224,51 @@ def _link_nameless(path: Path, folder: int, data: bytes) -> bool:
     return True
 
 
-def _link_temporary(path: Path, data: bytes) -> bool:
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
-    try:
-        _write_synced(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600), data)
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
+def _link_temporary(path: str, parent: str, data: bytes) -> bool:
+    with _temporary(parent, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
     return True
 
 
-def _make_folders(path: Path, *, mode: int) -> None:
-    """Make a folder and its parents, each synced into its parent."""
+def _rename_temporary(path: str, parent: str, data: bytes) -> None:
+    with _temporary(parent, data) as temporary:
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _temporary(parent: str, data: bytes) -> Iterator[Path]:
+    """A synced file with a name that listings skip; gone afterwards."""
+    temporary = Path(parent, f"{_TEMPORARY}{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            _write_synced(descriptor, data)
+        finally:
+            os.close(descriptor)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folders(path: Path) -> None:
+    """Make the root and its parents, each synced into its parent."""
     if path.is_dir():
         return
     if path.parent != path:
-        _make_folders(path.parent, mode=mode)
+        _make_folders(path.parent)
     try:
-        path.mkdir(mode=mode)
+        path.mkdir(mode=0o700)
     except FileExistsError:
-        if not stat.S_ISDIR(path.stat().st_mode):
+        if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(path)) from None
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    _sync_folder(str(path.parent))
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
