@@ -3,8 +3,9 @@
 It follows storage/FORMAT.md (version 1) and nothing else: it imports nothing of ray_durable, only the standard library,
 so that it can judge what ray_durable wrote. It changes nothing. For every execution it checks the checksum of each
 segment, that each lies where it says, that numbers have no gaps, that each names its predecessor, that epochs were
-claimed and kept by one writer each, that events are numbered without gaps and end with the end, and that blobs exist
-and are what their names say. Then it compares the open set with the logs.
+claimed and kept by one writer each, that events are numbered without gaps and end with the end, that no task or timer
+has two outcomes, and that blobs exist and are what their names say. Then it compares the open set and the
+summaries of ended instances with the logs.
 
 Each finding is one line: DAMAGE for a log that must not be used, NOTE for what the supervisor repairs, or what changed
 while it was looked at: run again on a hub at rest. Exit status: 0 no damage, 1 damage, 2 there is no such root or hub.
@@ -62,6 +63,15 @@ EVENT_TYPES = frozenset(
 
 _ENDS = frozenset({"ExecutionCompleted", "ContinueAsNew"})
 
+_OUTCOMES = {
+    "TaskCompleted": ("task", frozenset({"TaskScheduled"})),
+    "TaskFailed": ("task", frozenset({"TaskScheduled"})),
+    "TimerFired": ("timer", frozenset({"TimerCreated"})),
+    "SubOrchestrationInstanceCompleted": ("task", frozenset({"SubOrchestrationInstanceCreated"})),
+    "SubOrchestrationInstanceFailed": ("task", frozenset({"SubOrchestrationInstanceCreated"})),
+}
+"""Events that settle another: the field that names it, and what it may be. Each is settled once at most."""
+
 
 class DamageError(Exception):
     """Why a log cannot be used, beginning with the object's key."""
@@ -103,6 +113,9 @@ class Log:
     next_event: int = 1
     time: int = 0
     end_seq: int | None = None
+    end_status: str = ""
+    scheduled: dict[int, dict[str, Any]] = field(default_factory=dict)
+    settled: set[int] = field(default_factory=set)
     blobs: dict[str, int] = field(default_factory=dict)
 
 
@@ -148,17 +161,14 @@ def read_segment(hub: Path, key: str) -> Segment:
     return Segment(key=key, header=header, events=events, section_sizes=sizes, digest=end[2].decode())
 
 
-def follow(log: Log, segment: Segment, seq: int) -> bool:
-    """Take the segment of slot `seq` into the log; whether it counts. DamageError if it cannot lie there."""
+def follow(log: Log, segment: Segment, seq: int) -> None:
+    """Take the segment of slot `seq` into the log. DamageError if it cannot lie there."""
     header, key = segment.header, segment.key
     place = {"instance": log.instance, "execution": log.execution, "run": log.run, "seq": seq}
     for name, value in place.items():
         if header.get(name) != value:
             raise DamageError(f"{key}: {name} is {header.get(name)!r}, its place says {value!r}")
-    previous, log_digest, log.digest = header.get("previous"), log.digest, segment.digest
-    if seq and header["epoch"] < log.epoch:
-        return False
-    if previous != (log_digest or None):
+    if header.get("previous") != (log.digest or None):
         raise DamageError(f"{key}: it does not follow the segment before it")
     is_claim = header.get("claim", False)
     if seq == 0:
@@ -169,9 +179,8 @@ def follow(log: Log, segment: Segment, seq: int) -> bool:
             raise DamageError(f"{key}: it claims epoch {header['epoch']} after {log.epoch}")
     elif header["epoch"] != log.epoch or log.epoch == 0 or header["nonce"] != log.nonce:
         raise DamageError(f"{key}: its writer does not own epoch {header['epoch']}")
-    log.epoch, log.nonce = header["epoch"], header["nonce"]
+    log.digest, log.epoch, log.nonce = segment.digest, header["epoch"], header["nonce"]
     check_events(log, segment, seq)
-    return True
 
 
 def check_events(log: Log, segment: Segment, seq: int) -> None:
@@ -193,12 +202,32 @@ def check_events(log: Log, segment: Segment, seq: int) -> None:
             )
         if not isinstance(time, int) or time < log.time:
             raise DamageError(f"{key}: event {log.next_event} has time {time!r} after {log.time}")
+        check_outcome(log, key, event)
         for payload in payloads_in(event):
             check_payload(log, segment, payload)
         log.time = time
         log.next_event += 1
         if kind in _ENDS:
-            log.end_seq = seq
+            log.end_seq, log.end_status = seq, event.get("status", "ContinuedAsNew")
+
+
+def check_outcome(log: Log, key: str, event: dict[str, Any]) -> None:
+    """What an event settles was scheduled before, and nothing is settled twice."""
+    kind, number = event["type"], event["n"]
+    if kind.endswith(("Scheduled", "Created")):
+        log.scheduled[number] = event
+    elif kind == "MapCompleted":
+        scheduled = log.scheduled.get(event["map"], {})
+        if scheduled.get("type") != "MapScheduled" or event["start"] + event["count"] > scheduled["count"]:
+            raise DamageError(f"{key}: event {number} has outcomes of items that were never scheduled")
+    elif kind in _OUTCOMES:
+        name, causes = _OUTCOMES[kind]
+        cause = event[name]
+        if log.scheduled.get(cause, {}).get("type") not in causes:
+            raise DamageError(f"{key}: event {number} is an outcome of {name} {cause!r}, which was never scheduled")
+        if cause in log.settled:
+            raise DamageError(f"{key}: event {number} is a second outcome of {name} {cause}")
+        log.settled.add(cause)
 
 
 def payloads_in(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -238,8 +267,7 @@ def verify_execution(hub: Path, key: str, report: Report) -> Log | None:
             if not (hub / segment_key).exists():
                 raise DamageError(f"{segment_key}: missing, and segment {end} exists")
             report.segments += 1
-            if not follow(log, read_segment(hub, segment_key), seq):
-                report.notes.append(f"{segment_key}: ignored, it is of a lower epoch than a claim before it")
+            follow(log, read_segment(hub, segment_key), seq)
         for digest, size in log.blobs.items():
             verify_blob(hub, f"{run}/blobs/{digest}", size)
     except DamageError as damage:
@@ -269,9 +297,10 @@ def verify_blob(hub: Path, key: str, size: int) -> None:
 
 
 def verify_index(hub: Path, newest: dict[str, Log | None], report: Report) -> None:
-    """The open set holds the unfinished instances and no others."""
+    """The open set holds the unfinished instances and no others; each ended one has its summary."""
     open_keys = {path.relative_to(hub).as_posix() for path in (hub / "index/open").glob("*/*") if path.name[0] != "."}
-    ended_names = {path.name.split(".", 2)[-1] for path in (hub / "index/ended").glob("*/*.*.*")}
+    summaries = (path.name.split(".", 2) for path in (hub / "index/ended").glob("*/*.*.*"))
+    statuses = {name: status for _, status, name in summaries}
     for folder, log in newest.items():
         key = folder.replace("instances/", "index/open/", 1)
         is_open = key in open_keys
@@ -282,8 +311,14 @@ def verify_index(hub: Path, newest: dict[str, Log | None], report: Report) -> No
             report.notes.append(f"{key}: missing, and {log.instance!r} has not ended: recovery would not find it")
         if log.end_seq is not None and is_open:
             report.notes.append(f"{key}: still there, and {log.instance!r} has ended")
-        if log.end_seq is not None and encode_id(log.instance) not in ended_names:
+        status = statuses.pop(encode_id(log.instance), None)
+        if log.end_seq is None:
+            if status is not None:
+                report.notes.append(f"index/ended: a summary of {log.instance!r}, which has not ended")
+        elif status is None:
             report.notes.append(f"index/ended: no summary of {log.instance!r}, which has ended")
+        elif status != log.end_status.lower():
+            report.notes.append(f"index/ended: {log.instance!r} is {status} there, and {log.end_status} in its log")
     report.notes += [f"{key}: no execution behind it, a start did not come to its end" for key in sorted(open_keys)]
 
 

@@ -6,6 +6,7 @@ The checker imports nothing of ray_durable, so wherever both judge the same byte
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import json
 import re
@@ -141,6 +142,10 @@ def library_refuses(root: Path) -> bool:
 def checker_refuses(root: Path) -> bool:
     """Whether the checker finds damage."""
     return bool(CHECKER.verify_hub(root / "prod").damage)
+
+
+def _update(fields: dict[str, Any], header: dict[str, Any]) -> None:
+    header.update(fields)
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -312,13 +317,50 @@ class TestChecker:
         (note,) = CHECKER.verify_hub(root / "prod").notes
         assert "never-started" in note
 
-    def test_a_late_write_of_a_lower_epoch_is_ignored_and_noted(self, root: Path) -> None:
-        """What lies behind a claim with a lower epoch was never acknowledged, and does not spoil the log."""
-        late = segment_path(root, 5)
+    def test_a_write_of_a_lower_epoch_behind_a_claim_is_found(self, root: Path) -> None:
+        """No owner can have written it by the rules, whatever it names as its predecessor."""
+        late, digest = segment_path(root, 5), json.loads(segment_path(root, 4).read_bytes().split(b"\n")[0])["sha256"]
         late.write_bytes(segment_path(root, 2).read_bytes())
-        rewrite(late, lambda header: header.update(seq=5))
-        report = CHECKER.verify_hub(root / "prod")
+        for previous in ("0" * 64, digest):
+            place = {"seq": 5, "first": 6, "previous": previous}
+            rewrite(late, functools.partial(_update, place))
+            assert checker_refuses(root)
+            assert library_refuses(root)
+
+    @pytest.mark.parametrize(
+        "events",
+        [
+            pytest.param([("TaskFailed", {"task": 3})], id="a task twice"),
+            pytest.param([("TimerFired", {"timer": 6}), ("TimerFired", {"timer": 6})], id="a timer twice"),
+            pytest.param([("MapCompleted", {"map": 6, "start": 2, "count": 3})], id="more items than the map has"),
+            pytest.param([("TaskCompleted", {"task": 5})], id="what was never scheduled"),
+        ],
+    )
+    def test_a_second_outcome_is_found(self, root: Path, events: list[tuple[str, dict[str, Any]]]) -> None:
+        """The library's log carries any events; the checker knows that an outcome is recorded once."""
+
+        async def append() -> None:
+            store = await open_store(str(root))
+            log = await RunLog.read(store, KEYS, "order-1", 1)
+            scheduled = ("TimerCreated", {}) if events[0][0] == "TimerFired" else ("MapScheduled", {"count": 4})
+            lines = [
+                line(number, kind, **fields) for number, (kind, fields) in enumerate([scheduled, *events], start=6)
+            ]
+            await log.claim(lines, [], first=6, status=summary("Running"), hub_epoch=3)
+
+        assert not checker_refuses(root)
+        asyncio.run(append())
+        assert checker_refuses(root)
+
+    @pytest.mark.parametrize("status", ["failed", "completed"])
+    def test_a_summary_that_the_log_contradicts_is_noted(self, tmp_path: Path, status: str) -> None:
+        """A listing would show a wrong status: of an ended instance, or an end of one that goes on."""
+        asyncio.run(write_root(tmp_path, is_ended=status == "failed"))
+        summary_path = tmp_path / KEYS.ended_entry("order-1", 1_000, status)
+        for stale in summary_path.parent.glob("*"):
+            stale.unlink()
+        summary_path.parent.mkdir(parents=True, exist_ok=True)
+        summary_path.write_text("{}")
+        report = CHECKER.verify_hub(tmp_path / "prod")
         assert report.damage == []
-        assert report.events == 5
-        (note,) = report.notes
-        assert "ignored" in note
+        assert len(report.notes) == 1
