@@ -20,22 +20,17 @@ async def drive_generator(generator: Generator[Any, Any, Any]) -> Any:
     """
     value: Any = None
     error: BaseException | None = None
-    try:
-        while True:
-            try:
-                yielded = generator.send(value) if error is None else generator.throw(error)
-            except StopIteration as stop:
-                return stop.value
-            value = error = None
-            try:
-                value = await _awaitable(yielded)
-            except GeneratorExit:
-                raise
-            except BaseException as raised:
-                error = raised
-    finally:
-        error = None
-        generator.close()
+    while True:
+        try:
+            yielded = generator.send(value) if error is None else generator.throw(error)
+        except StopIteration as stop:
+            return stop.value
+        value = error = None
+        try:
+            value = await _awaitable(yielded)
+        except BaseException as raised:
+            # Also what closes the coroutine: the generator's cleanup is to see it too.
+            error = raised
 
 
 def _awaitable(yielded: object) -> Awaitable[Any]:

@@ -231,7 +231,9 @@ def test_a_retry_waits_and_then_schedules_the_next_attempt() -> None:
     ]
     assert execution.outstanding_tasks[6].target == "a"
     assert bare(execution.apply([failed(6, "two", seconds=2)])[1:]) == [TimerCreated(number=8, due_us=at(6))]
-    execution.apply([fired(8, 6)])
+    assert bare(execution.apply([fired(8, 6)])[1:]) == [
+        TaskScheduled(number=10, name="a", input=encode(1), attempt=3, retry_of=2)
+    ]
     execution.apply([failed(10, "three", seconds=7)])
     assert execution.result == encode([3, "three"])
     assert execution.counts == Counts(tasks_scheduled=1, tasks_failed=1)
@@ -361,6 +363,7 @@ def test_termination_ends_without_resuming_the_code() -> None:
         )
     ]
     assert tried == ["closed"] * 4
+    gc.collect()
     assert (execution.ended, dict(execution.timers), list(execution.outstanding_tasks)) == (True, {}, [2])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +25,7 @@ from ray_durable.engine.ranges import RangeSet
 from ray_durable.errors import ActivityError
 from ray_durable.failure import Failure
 
-from .kit import Context, Orchestrator, at, bare, begin, encode, fired, retries
+from .kit import T0_US, Context, Orchestrator, at, bare, begin, encode, fired, retries
 
 
 def mapping(count: int, **options: Any) -> Orchestrator:
@@ -135,6 +136,17 @@ def test_failed_items_of_one_event_wait_together_and_are_scheduled_again() -> No
     execution.apply([outcomes(3, [ValueError("d")], 8)])
     assert execution.result == encode(["work", 3, "d"])
     assert execution.counts.map_items_failed == 1
+
+
+def test_jitter_of_items_that_wait_together_takes_the_longest_wait() -> None:
+    """None comes too early; the random numbers are the run's own, drawn in the order of the items."""
+    policy = retries(3, 10, jitter=1)
+    execution, _ = begin(mapping(6, retry=policy))
+    event = outcomes(0, [ValueError("again")] * 6)
+    chance = random.Random("run-1/retry")
+    waits_us = [policy.delay_us(failure, attempt=1, elapsed_us=0, rng=chance) or 0 for _, failure in event.failures]
+    assert waits_us[-1] < max(waits_us)
+    assert bare(execution.apply([event])[1:]) == [TimerCreated(number=4, due_us=T0_US + max(waits_us))]
 
 
 def test_a_map_that_fails_takes_its_waiting_retries_back() -> None:
