@@ -79,7 +79,7 @@ class LocalStore:
         try:
             with open(self._path(key), "rb", buffering=0) as file:
                 return file.read()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
             raise self._trouble(error, key) from error

@@ -65,6 +65,7 @@ class RemoteStore:
     """`ObjectStore` over an asynchronous fsspec file system. Made by `open`."""
 
     private_path: Path | None = None
+    deadline_s = _DEADLINE_S
 
     def __init__(self, scheme: str, root: str, filesystem: AsyncFileSystem, client: object, secrets: list[str]) -> None:
         self.url = f"{scheme}://{root}"
@@ -184,7 +185,7 @@ class RemoteStore:
 
     async def _within(self, request: Awaitable[T], size_bytes: int = 0) -> T:
         """`request`, with the deadline of one that carries so many bytes."""
-        async with asyncio.timeout(_DEADLINE_S + size_bytes / _SLOWEST_BYTES_PER_S):
+        async with asyncio.timeout(self.deadline_s + size_bytes / _SLOWEST_BYTES_PER_S):
             return await request
 
     async def _delete_in_bulk(self, paths: list[str]) -> None:
