@@ -341,8 +341,7 @@ class Hub(HubReader):
 
     async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None) -> None:
         """See `Handle.raise_event`."""
-        if not (isinstance(name, str) and 1 <= len(name) <= 256 and name.isprintable()):
-            raise InvalidIdError(f"The event name {name!r:.80} is not allowed: give 1 to 256 printable characters")
+        _check_event_name(name)
         payload = (await self._hub()).codec.encode(value, Any, where=f"value of event {name!r}")
         wanted_id = event_id or uuid.uuid4().hex
         await self._command(instance_id, lambda actor: actor.raise_event.remote(name, payload, wanted_id))
@@ -483,6 +482,11 @@ class Hub(HubReader):
             await self._connection.repair()
             await asyncio.sleep(poll_s)
             return False
+
+
+def _check_event_name(name: object) -> None:
+    if not (isinstance(name, str) and 1 <= len(name) <= 256 and name.isprintable()):
+        raise InvalidIdError(f"The event name {name!r:.80} is not allowed: give 1 to 256 printable characters")
 
 
 def _orchestrator(given: object) -> Orchestrator[..., Any]:

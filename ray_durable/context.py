@@ -276,6 +276,8 @@ class Orchestration:
     def main(self, execution: Execution, started: ExecutionStarted) -> Coroutine[Any, Any, Payload]:
         """The coroutine of one execution, as `Execution` wants it."""
         self.context = OrchestrationContext(self, execution, started)
+        # Errors about code that never waits name its line, too.
+        execution.function = self.function.function
         return self._run(self.context, started)
 
     def arguments(self, started: ExecutionStarted) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -34,6 +34,7 @@ from ray_durable.errors import (
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.channel import ChannelServer, Endpoint, ExchangeChannel
 from ray_durable.runtime.dispatcher import Dispatcher
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
@@ -136,22 +137,32 @@ class OrchestrationActor:
 
 
 class DispatcherActor:
-    """Hosts the dispatcher, on Ray's loop."""
+    """Hosts the dispatcher, on a loop of its own; instances exchange over a direct line, or over Ray without one."""
 
     def __init__(self, address: HubAddress, hub_epoch: int) -> None:
         self._dispatcher = Dispatcher(_RayLauncher(address), hub_epoch=hub_epoch)
+        self._loop = LoopThread(name="dispatcher")
+        server = ChannelServer(self._dispatcher.exchange)
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._endpoint = self._loop.submit(server.listen(host))
 
-    async def attach(self, run: str, instance_id: str) -> Attachment:
-        """See `Dispatcher.attach`."""
-        return await self._dispatcher.attach(run, instance_id)
+    async def attach(self, run: str, instance_id: str) -> tuple[Attachment, Endpoint | None]:
+        """See `Dispatcher.attach`; with the way to the direct line."""
+        endpoint = None
+        with contextlib.suppress(OSError):
+            endpoint = await asyncio.wrap_future(self._endpoint)
+        return await self._ask(self._dispatcher.attach(run, instance_id)), endpoint
 
     async def exchange(self, request: Exchange) -> ExchangeReply:
         """See `Dispatcher.exchange`."""
-        return await self._dispatcher.exchange(request)
+        return await self._ask(self._dispatcher.exchange(request))
 
     async def snapshot(self) -> dict[str, Any]:
         """See `Dispatcher.snapshot`."""
         return {**self._dispatcher.snapshot(), "pid": os.getpid()}
+
+    async def _ask(self, question: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(self._loop.submit(question))
 
 
 class SupervisorActor:
@@ -469,16 +480,28 @@ def _use_token() -> None:
 
 
 class _DispatcherHandle:
-    """`DispatcherPort` over the dispatcher's actor."""
+    """`DispatcherPort` over the direct line to the dispatcher, or over its actor where there is none."""
 
     def __init__(self, address: HubAddress) -> None:
         self._address = address
         self._handle: Any = None
+        self._channel: ExchangeChannel | None = None
 
     async def attach(self, run: str, instance_id: str) -> Attachment:
-        return await self._call("attach", run, instance_id)  # type: ignore[no-any-return]
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        attachment, endpoint = await self._call("attach", run, instance_id)
+        if endpoint is not None:
+            try:
+                self._channel = await ExchangeChannel.connect(endpoint)
+            except (OSError, TimeoutError) as error:
+                logger.warning("no direct line to %r (%s): exchanging over Ray, which is slower", endpoint, error)
+        return attachment  # type: ignore[no-any-return]
 
     async def exchange(self, request: Exchange) -> ExchangeReply:
+        if self._channel is not None:
+            return await self._channel.exchange(request)
         return await self._call("exchange", request)  # type: ignore[no-any-return]
 
     async def _call(self, method: str, *args: Any) -> Any:

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ray_durable.context import Orchestration
 from ray_durable.engine import (
     Event,
     EventRaised,
@@ -118,6 +119,7 @@ class Instance:
         # Of the present execution; made by `_load`.
         self._log: RunLog
         self._started: ExecutionStarted
+        self._orchestration: Orchestration
         self._execution: Execution
         self._releaser: Releaser
         self._link: DispatcherLink
@@ -199,6 +201,7 @@ class Instance:
             return
         orchestration = await hub.load_orchestration(started)
         self._execution = Execution(orchestration.main)
+        self._orchestration = orchestration
         self._releaser = Releaser(started, self._execution, orchestration)
         self._locals = LocalActivities(orchestration, started, hub)
         self._link = DispatcherLink(
@@ -334,7 +337,9 @@ class Instance:
         return {event.request_id for event in records if isinstance(event, ExecutionTerminated)}
 
     async def _release(self, records: Sequence[Event]) -> None:
-        """The step is durable: let its commands go."""
+        """The step is durable: let its log lines and commands go."""
+        if self._orchestration.context is not None:
+            self._orchestration.context.logger.release()
         released = self._releaser.release(records)
         self._locals.add(released.local_tasks)
         self._link.submit(released.tasks, released.maps)
@@ -404,6 +409,7 @@ class Instance:
         self._alarm.set(None)
         if hasattr(self, "_link"):
             self._link.close()
+            self._execution.close()
         for arrival in self._inbox.arrivals:
             if arrival.done is not None and not arrival.done.done():
                 arrival.done.set_exception(

@@ -133,7 +133,8 @@ class Lane(ABC):
     def _slice_count(self, free_slots: int) -> int:
         share = math.ceil(self.pending_count / max(1, free_slots))
         fitting = self._policy.first_count if self._call_s is None else int(self._policy.budget_s / self._call_s)
-        return max(1, min(share, fitting, self._policy.count_max, self.target.options.get("max_slice", share)))
+        wanted_max: int = self.target.options.get("max_slice", share)
+        return max(1, min(share, fitting, self._policy.count_max, wanted_max))
 
     def _drop_pending(self, indices: set[int]) -> list[int]:
         """Take `indices` out of what waits; returns those that waited."""
