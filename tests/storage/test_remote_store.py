@@ -1,0 +1,301 @@
+"""Stores behind fsspec: what their answers mean, what they refuse, and that they keep their secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
+
+from ray_durable.errors import (
+    ConfigurationError,
+    DurableError,
+    StoreError,
+    StoreUnavailableError,
+    UnsupportedStoreError,
+)
+from ray_durable.storage import ObjectStore, open_store, probe
+from ray_durable.storage.remote import RemoteStore
+from tests.support.s3_server import S3Server
+from tests.support.scripted_server import Answer, ScriptedServer, s3_error
+
+SECRET = "hush-do-not-tell-5150"
+
+OPERATIONS: dict[str, Callable[[ObjectStore], Awaitable[object]]] = {
+    "put_if_absent": lambda store: store.put_if_absent("a/key", b"x"),
+    "put": lambda store: store.put("a/key", b"x"),
+    "get": lambda store: store.get("a/key"),
+    "list_folder": lambda store: store.list_folder("a/"),
+    "delete_many": lambda store: store.delete_many(["a/key"]),
+}
+every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+
+
+def outcome(url: str, options: dict[str, Any], operation: Callable[[ObjectStore], Awaitable[object]]) -> object:
+    """Open, do one thing, close: the result, or the error."""
+
+    async def main() -> object:
+        try:
+            store = await open_store(url, storage_options=options)
+        except DurableError as error:
+            return error
+        try:
+            return await operation(store)
+        except DurableError as error:
+            return error
+        finally:
+            await store.close()
+
+    return asyncio.run(main())
+
+
+def texts_of(error: BaseException | None) -> Iterator[str]:
+    """All that a log or a traceback would show of an error."""
+    while error is not None:
+        yield from (str(error), repr(error), repr(getattr(error, "__dict__", "")))
+        error = error.__cause__ or error.__context__
+
+
+def scripted(server: ScriptedServer) -> dict[str, Any]:
+    """Storage options that reach a scripted server."""
+    return {
+        "endpoint_url": server.endpoint_url,
+        "key": "somebody",
+        "secret": SECRET,
+        "client_kwargs": {"region_name": "us-east-1"},
+    }
+
+
+class TestAnswers:
+    """What the store makes of answers that real servers give rarely."""
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            pytest.param(s3_error(412, "PreconditionFailed", condition="If-None-Match"), id="as AWS"),
+            pytest.param(s3_error(412, "PreconditionFailed"), id="as SeaweedFS and Ceph"),
+            pytest.param(Answer(status=412), id="without a body"),
+        ],
+    )
+    def test_a_failed_condition_means_that_the_object_exists(self, answer: Answer) -> None:
+        """However much the server says of it; and one request was sent, with the condition."""
+        with ScriptedServer([answer]) as server:
+            assert outcome("s3://bucket/root", scripted(server), OPERATIONS["put_if_absent"]) is False
+            ((method, path, headers),) = server.requests
+        assert (method, path, headers["If-None-Match"]) == ("PUT", "/bucket/root/a/key", "*")
+
+    @every_operation
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            s3_error(409, "ConditionalRequestConflict"),
+            s3_error(409, "OperationAborted"),
+            s3_error(429, "TooManyRequests"),
+            s3_error(500, "InternalError"),
+            s3_error(503, "SlowDown", "Please reduce your request rate."),
+            s3_error(400, "RequestTimeout"),
+            Answer(status=502, body=b"<html>bad gateway</html>"),
+            Answer(is_cut=True),
+        ],
+        ids=lambda answer: f"{answer.status} {answer.body[13:30].decode()}" if not answer.is_cut else "cut",
+    )
+    def test_what_may_pass_is_left_to_the_caller(
+        self, answer: Answer, operation: Callable[[ObjectStore], Awaitable[object]]
+    ) -> None:
+        """Typed as passing, and not tried again by the client: whoever waits decides how long."""
+        with ScriptedServer([answer]) as server:
+            error = outcome("s3://bucket/root", scripted(server), operation)
+            # A client may resend on a connection that broke under it, which nothing can turn off.
+            assert len(server.requests) <= (2 if answer.is_cut else 1)
+        assert type(error) is StoreUnavailableError
+        assert "trying again" in str(error)
+
+    @every_operation
+    @pytest.mark.parametrize(
+        ("answer", "advice"),
+        [
+            (s3_error(403, "AccessDenied"), "check them"),
+            (s3_error(403, "SignatureDoesNotMatch"), "check them"),
+            (s3_error(400, "ExpiredToken"), "check them"),
+            (s3_error(404, "NoSuchBucket"), "create it"),
+            (s3_error(400, "InvalidBucketName"), "correct the root"),
+            (s3_error(501, "NotImplemented"), "trying again"),
+        ],
+        ids=lambda value: value.body[13:30].decode() if isinstance(value, Answer) else None,
+    )
+    def test_what_will_not_pass_says_what_to_do(
+        self, answer: Answer, advice: str, operation: Callable[[ObjectStore], Awaitable[object]]
+    ) -> None:
+        """Permissions and places do not mend themselves, so nobody waits for them."""
+        with ScriptedServer([answer]) as server:
+            error = outcome("s3://bucket/root", scripted(server), operation)
+            assert len(server.requests) == 1
+        assert isinstance(error, StoreError)
+        assert advice in str(error)
+        assert isinstance(error, StoreUnavailableError) is (advice == "trying again")
+
+    @every_operation
+    def test_silence_has_a_deadline(
+        self, monkeypatch: pytest.MonkeyPatch, operation: Callable[[ObjectStore], Awaitable[object]]
+    ) -> None:
+        """A server that takes a request and never answers does not hold the caller for ever."""
+        monkeypatch.setattr(RemoteStore, "deadline_s", 0.05)
+        with ScriptedServer([Answer(is_silent=True)]) as server:
+            assert type(outcome("s3://bucket/root", scripted(server), operation)) is StoreUnavailableError
+
+    @every_operation
+    def test_a_server_that_is_not_there_may_come_back(
+        self, operation: Callable[[ObjectStore], Awaitable[object]]
+    ) -> None:
+        """A refused connection is an outage."""
+        with ScriptedServer([Answer()]) as server:
+            options = scripted(server)
+        assert type(outcome("s3://bucket/root", options, operation)) is StoreUnavailableError
+
+    def test_a_read_is_one_request(self) -> None:
+        """No question for the size comes first."""
+        with ScriptedServer([Answer(body=b"data")]) as server:
+            assert outcome("s3://bucket/root", scripted(server), OPERATIONS["get"]) == b"data"
+            assert [method for method, _, _ in server.requests] == ["GET"]
+
+    def test_a_listing_is_one_request(self) -> None:
+        """Also when nothing is there: the folder above is not listed too."""
+        with ScriptedServer([Answer(body=b"<ListBucketResult/>")]) as server:
+            assert outcome("s3://bucket/root", scripted(server), OPERATIONS["list_folder"]) == []
+            assert len(server.requests) == 1
+
+    def test_a_deletion_that_was_refused_is_told(self) -> None:
+        """The bulk answer is a success that lists what was not deleted."""
+        refusal = b"<Error><Key>root/a/key</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+        with ScriptedServer([Answer(body=b"<DeleteResult>" + refusal + b"</DeleteResult>")]) as server:
+            error = outcome("s3://bucket/root", scripted(server), OPERATIONS["delete_many"])
+        assert type(error) is StoreError
+        assert "1 of 1 objects were not deleted" in str(error)
+
+
+class TestRefusals:
+    """Roots that cannot be used, on real servers."""
+
+    @every_operation
+    def test_a_missing_bucket_is_named(
+        self, moto_server: S3Server, operation: Callable[[ObjectStore], Awaitable[object]]
+    ) -> None:
+        """The error says to create it or to correct the URL."""
+        error = outcome("s3://no-such-bucket/root", moto_server.storage_options, operation)
+        assert type(error) is StoreError
+        assert "s3://no-such-bucket/root" in str(error)
+        assert "create it" in str(error)
+
+    @every_operation
+    @pytest.mark.parametrize("wrong", [{"secret": SECRET}, {"key": "nobody", "secret": SECRET}], ids=["secret", "key"])
+    def test_wrong_credentials_are_told_and_kept(
+        self, seaweedfs_server: S3Server, wrong: dict[str, str], operation: Callable[[ObjectStore], Awaitable[object]]
+    ) -> None:
+        """The server checks signatures; neither error nor its causes show the secret that was tried."""
+        bucket = seaweedfs_server.create_bucket()
+        error = outcome(f"s3://{bucket}/root", seaweedfs_server.storage_options | wrong, operation)
+        assert type(error) is StoreError
+        assert "credentials" in str(error)
+        assert not any(SECRET in text for text in texts_of(error))
+
+    def test_an_echo_of_the_secret_is_struck_out(self) -> None:
+        """A server that repeats what it was sent, or a client that does, tells nobody."""
+        with ScriptedServer([s3_error(400, "InvalidRequest", f"who would use {SECRET} today")]) as server:
+            error = outcome("s3://bucket/root", scripted(server), OPERATIONS["put"])
+        assert "who would use *** today" in str(error)
+        assert SECRET not in str(pickle.loads(pickle.dumps(error)))
+
+    @pytest.mark.parametrize(
+        "url",
+        [f"s3://somebody:{SECRET}@bucket/root", f"s3://{SECRET}@bucket/root", f"s3://bucket/root?secret={SECRET}"],
+    )
+    def test_credentials_in_the_url_are_refused(self, url: str) -> None:
+        """The URL goes everywhere, so nothing secret may be in it; the error does not repeat it."""
+        error = outcome(url, {}, OPERATIONS["get"])
+        assert type(error) is ConfigurationError
+        assert "storage options" in str(error)
+        assert not any(SECRET in text for text in texts_of(error))
+
+    @pytest.mark.parametrize("url", ["s3://", "s3:///root", "s3://bucket/a//b", "s3://bucket/a#b"])
+    def test_a_url_without_a_bucket_or_with_odd_folders_is_refused(self, url: str) -> None:
+        """The error shows the form."""
+        error = outcome(url, {}, OPERATIONS["get"])
+        assert type(error) is ConfigurationError
+        assert "s3://bucket/folder" in str(error)
+
+    def test_an_unknown_scheme_is_refused(self) -> None:
+        """The error names the ones that go."""
+        error = outcome("s4://bucket/root", {}, OPERATIONS["get"])
+        assert type(error) is ConfigurationError
+        assert "s3://" in str(error)
+
+    def test_a_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The error says what to install."""
+        missing = {"class": "no_such_package.Files", "err": "Install no_such_package"}
+        monkeypatch.setitem(known_implementations, "absent", missing)
+        error = outcome("absent://bucket/root", {}, OPERATIONS["get"])
+        assert type(error) is ConfigurationError
+        assert "no_such_package" in str(error)
+
+    def test_an_open_store_tells_no_secret_and_does_not_travel(self) -> None:
+        """Neither its URL nor its representation has it, and pickling it fails."""
+
+        async def main() -> None:
+            options = {"key": "somebody", "secret": SECRET, "endpoint_url": "http://127.0.0.1:1"}
+            store = await open_store("s3://bucket/root", storage_options=options)
+            assert store.url == "s3://bucket/root"
+            assert store.private_path is None
+            assert SECRET not in repr(store)
+            with pytest.raises(TypeError, match="pass its URL"):
+                pickle.dumps(store)
+            await store.close()
+
+        asyncio.run(main())
+
+
+class ClobberingFiles(AsyncFileSystem):  # type: ignore[misc] # fsspec ships no types
+    """An asynchronous file system that takes a `mode` and overwrites, as obstore's adapter does."""
+
+    protocol = "clobbering"
+    cachable = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.objects: dict[str, bytes] = {}
+
+    async def _pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        self.objects[path] = value
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        return self.objects[path]
+
+    async def _rm_file(self, path: str, **_: Any) -> None:
+        self.objects.pop(path, None)
+
+
+class TestFileSystems:
+    """Not every fsspec file system can hold a log."""
+
+    @pytest.fixture(autouse=True)
+    def registered(self) -> None:
+        fsspec.register_implementation("clobbering", ClobberingFiles, clobber=True)
+        fsspec.register_implementation("synchronous", MemoryFileSystem, clobber=True)
+
+    def test_one_that_checks_and_then_writes_is_refused(self) -> None:
+        """fsspec's own synchronous ones have a `mode`, and lose races; nothing is opened."""
+        error = outcome("synchronous://bucket/root", {}, OPERATIONS["get"])
+        assert type(error) is UnsupportedStoreError
+        assert "MemoryFileSystem" in str(error)
+        assert "If-None-Match" in str(error)
+
+    def test_one_that_ignores_the_condition_is_found_by_the_probe(self) -> None:
+        """It opens, writes and reads; the second create gives it away."""
+        error = outcome("clobbering://bucket/root", {}, lambda store: probe(store, "hub/probe/1"))
+        assert type(error) is UnsupportedStoreError
+        assert "overwrote" in str(error)
