@@ -40,12 +40,18 @@ async def local_chain(ctx: durable.OrchestrationContext, count: int) -> float:
 
 
 @durable.orchestrator
-async def gathered(ctx: durable.OrchestrationContext, count: int) -> int:
-    """Call so many activities at once, one by one."""
-    return sum(await asyncio.gather(*(ctx.call_activity(nothing, number) for number in range(count))))
+async def gathered(ctx: durable.OrchestrationContext, count: int) -> tuple[int, float]:
+    """Call so many activities at once, one by one; the sum, and the seconds from the first call to the last result."""
+    await ctx.call_activity(nothing, 0)
+    began = ctx.current_utc_datetime
+    total = sum(await asyncio.gather(*(ctx.call_activity(nothing, number) for number in range(count))))
+    return total, (ctx.current_utc_datetime - began).total_seconds()
 
 
 @durable.orchestrator
-async def mapped(ctx: durable.OrchestrationContext, count: int) -> int:
-    """Map an activity over so many items."""
-    return sum(await ctx.map(nothing, list(range(count))))
+async def mapped(ctx: durable.OrchestrationContext, count: int) -> tuple[int, float]:
+    """Map an activity over so many items; the same figures."""
+    await ctx.call_activity(nothing, 0)
+    began = ctx.current_utc_datetime
+    total = sum(await ctx.map(nothing, list(range(count))))
+    return total, (ctx.current_utc_datetime - began).total_seconds()

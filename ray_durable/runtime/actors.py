@@ -527,7 +527,7 @@ class _RayLauncher:
         self, work: SliceWork, generation: str | None, done: Callable[[SliceReport | Failure], None]
     ) -> _RaySlice:
         loop = asyncio.get_running_loop()
-        reference = self._function(work.target, generation).remote(self._address, work)
+        reference = self._function(work.target, generation).remote((self._address, work))
 
         def finished(future: Any) -> None:
             error = future.exception()
@@ -581,7 +581,9 @@ class _RaySlice:
 
 
 @ray.remote
-def _slice_task(address: HubAddress, work: SliceWork) -> SliceReport:
+def _slice_task(job: tuple[HubAddress, SliceWork]) -> SliceReport:
+    # One argument: Ray serialises each on its own.
+    address, work = job
     return run_slice(work, workshop_of(address))
 
 

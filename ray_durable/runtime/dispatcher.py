@@ -124,11 +124,16 @@ class _Session:
         return {number: tuple(found) for number, found in ranges.items()}
 
     def wake(self) -> None:
-        if self.parked is not None and not self.parked.done():
-            self.parked.set_result(None)
+        if self.parked is not None:
+            _resolve(self.parked)
 
     def has_news(self) -> bool:
         return bool(self.undelivered) or self.problem != self.reported_problem
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Dispatcher:
@@ -188,15 +193,17 @@ class Dispatcher:
     async def _park(self, session: _Session) -> ExchangeReply:
         session.wake()
         if not session.has_news():
-            parked = session.parked = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            parked = session.parked = loop.create_future()
+            # A timer of our own: `wait_for` would cost each sequential step a task.
+            patience = loop.call_later(_PARK_S, _resolve, parked)
             try:
-                await asyncio.wait_for(asyncio.shield(parked), _PARK_S)
-            except TimeoutError:
-                pass
+                await parked
             finally:
+                patience.cancel()
                 if session.parked is parked:
                     session.parked = None
-            if parked.done() and session.parked is not None:
+            if session.parked is not None:
                 return ExchangeReply()  # a newer exchange is parked: what is new goes there
         outcomes = {}
         while session.undelivered:
