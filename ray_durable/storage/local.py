@@ -216,7 +216,8 @@ def _link_nameless(path: str, parent: str, folder: int, data: bytes) -> bool:
     try:
         _write_synced(descriptor, data)
         # With a folder given, Python calls linkat and follows the link in /proc to the nameless file.
-        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=folder, follow_symlinks=True)
+        name = path[len(parent) + 1 :]
+        os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder, follow_symlinks=True)
     except FileExistsError:
         return False
     finally:
