@@ -295,7 +295,7 @@ def compute_plainly(roots: list[str]) -> pa.Table:
 def run(roots: list[str], output: str, *, kill_halfway: bool, console: Console) -> int:
     """Run or resume the census, show and check it. Returns the exit code."""
     try:
-        with closing(durable.connect()) as hub:
+        with closing(durable.connect(ray_init={"log_to_driver": False})) as hub:
             handle, resumed = attach(hub, roots, output)
             begun = "Going on with" if resumed else "Started"
             console.print(f"{begun} {handle.instance_id}: {', '.join(roots)}", soft_wrap=True)

@@ -147,8 +147,8 @@ class HubReader:
         created_from: datetime | None = None,
         created_to: datetime | None = None,
     ) -> list[InstanceStatus]:
-        """Instances, oldest first, that match all filters: status(es), beginning of the id, orchestrator's name, time of
-        creation (aware datetimes)."""
+        """Instances, oldest first, that match all filters: status(es), beginning of the id, name of the orchestrator,
+        time of creation (aware datetimes)."""
         wanted = [status] if isinstance(status, str) else None if status is None else list(status)
         statuses = None if wanted is None else {RuntimeStatus(one) for one in wanted}
         bounds = (_to_us(created_from), _to_us(created_to))
@@ -366,8 +366,8 @@ class Hub(HubReader):
         if options is not None:
             if Connection.is_ray_connected():
                 raise ConfigurationError(
-                    "storage_options as a dict would not reach a Ray that runs already, and must not travel through it: "
-                    "put them as JSON into an environment variable or a file on every node, and give "
+                    "storage_options as a dict would not reach a Ray that runs already, and must not travel through "
+                    "it: put them as JSON into an environment variable or a file on every node, and give "
                     "storage_options='env:NAME' or 'file:/path'"
                 )
             # The local Ray that is about to start, and its workers, inherit it.
@@ -441,8 +441,8 @@ class Hub(HubReader):
             # A start that lost the race entered the open set in vain.
             await remove_open(hub.store, hub.keys, instance_id)
         raise InstanceExistsError(
-            f"An instance with ID {instance_id!r} already exists ({status.runtime_status}): use hub.get({instance_id!r}) "
-            "for it, or start under another id",
+            f"An instance with ID {instance_id!r} already exists ({status.runtime_status}): use "
+            f"hub.get({instance_id!r}) for it, or start under another id",
             instance_id=instance_id,
         )
 
@@ -461,7 +461,8 @@ class Hub(HubReader):
             status = await self.status(instance_id)
             if status.is_ended:
                 raise InstanceEndedError(
-                    f"Instance {instance_id!r} has ended ({status.runtime_status}): it takes no more events or commands",
+                    f"Instance {instance_id!r} has ended ({status.runtime_status}): it takes no more events or "
+                    "commands",
                     instance_id=instance_id,
                     runtime_status=str(status.runtime_status),
                 )
@@ -505,9 +506,9 @@ async def _reference(hub: OpenHub, function: Orchestrator[..., Any]) -> Function
         return registry.reference_of(function)
     if not hub.codec.trust.allows_pickle:
         raise SerializationError(
-            f"Orchestrator {function.name!r} is defined in the running script or notebook, so its code would have to be "
-            f"stored by value, which needs a private local root; {hub.store.url} is none. Move it to a module that every "
-            "node can import",
+            f"Orchestrator {function.name!r} is defined in the running script or notebook, so its code would have "
+            f"to be stored by value, which needs a private local root; {hub.store.url} is none. Move it to a module that "
+            "every node can import",
             where=f"code of orchestrator {function.name!r}",
             type_name="function",
         )

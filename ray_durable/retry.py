@@ -55,9 +55,9 @@ class RetryPolicy:
             return None
         if _matches(failure, self.give_up_on) or (self.handler is not None and not self.handler(failure)):
             return None
-        first_s = self.first_retry_interval.total_seconds()
         # A large power overflows a float long before anybody waits for it.
-        wait_s = min(self.max_retry_interval.total_seconds(), first_s * self.backoff_coefficient ** min(attempt - 1, 64))
+        factor = self.backoff_coefficient ** min(attempt - 1, 64)
+        wait_s = min(self.max_retry_interval.total_seconds(), self.first_retry_interval.total_seconds() * factor)
         if self.jitter:
             wait_s *= 1 - self.jitter * rng.random()
         wait_us = int(wait_s * 1_000_000)

@@ -425,13 +425,15 @@ class Connection:
 
     def _start_ray(self) -> None:
         if not ray.is_initialized():
+            # Ray warns that it asks for a token, which is as it should be.
+            logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
             ray.init(**self._ray_init)
             self._has_started_ray = True
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
         if self._hub.store.private_path is not None and nodes > 1 and not self._is_shared:
             raise ConfigurationError(
-                f"The root {self._address.root} is a local folder, and this Ray has {nodes} nodes: use a store that all "
-                "nodes reach (s3://...), or pass shared=True if the folder is on a disk that they share"
+                f"The root {self._address.root} is a local folder, and this Ray has {nodes} nodes: use a store that "
+                "all nodes reach (s3://...), or pass shared=True if the folder is on a disk that they share"
             )
 
     async def _claim_epoch(self) -> int | None:

@@ -26,8 +26,8 @@ class HubAddress:
     """A task hub: root URL and hub name, and where each process finds the storage options.
 
     `options_source` is "env:NAME" or "file:/path": JSON with the options of the file system (s3fs' `key`, `secret`,
-    `endpoint_url`, ...). None means the variable RAY_DURABLE_STORAGE_OPTIONS if it is set, else the provider's own chain
-    (environment, profile, instance role).
+    `endpoint_url`, ...). None means the variable RAY_DURABLE_STORAGE_OPTIONS if it is set, else the provider's own
+    chain (environment, profile, instance role).
     """
 
     root: str
@@ -55,8 +55,8 @@ class HubAddress:
             text = os.environ.get(name)
             if text is None:
                 raise ConfigurationError(
-                    f"The environment variable {name} with the storage options is not set in this process: set it where "
-                    "Ray is started, on every node"
+                    f"The environment variable {name} with the storage options is not set in this process: set it "
+                    "where Ray is started, on every node"
                 )
             return _parse(text, f"environment variable {name}")
         if kind == "file":

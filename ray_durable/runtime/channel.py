@@ -1,9 +1,9 @@
 """A direct line between an instance's process and the dispatcher's: framed, authenticated messages over TCP.
 
 An exchange over a Ray actor call costs two thirds of a sequential step; over a socket a tenth of that. The key of the
-line is random, lives as long as the dispatcher's process, and reaches the other side by Ray alone. A frame is its length
-and call number, an HMAC-SHA256 over direction, number and body, and the body, a pickle that is opened only after its
-HMAC was checked. Where no connection can be made, the caller falls back to Ray.
+line is random, lives as long as the dispatcher's process, and reaches the other side by Ray alone. A frame is its
+length and call number, an HMAC-SHA256 over direction, number and body, and the body, a pickle that is opened only after
+its HMAC was checked. Where no connection can be made, the caller falls back to Ray.
 """
 
 from __future__ import annotations

@@ -14,7 +14,15 @@ from typing import Any
 from ray_durable.errors import FencedError
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.ports import Clock
-from ray_durable.storage import current_hub_epoch, latest_execution, list_open, read_lease, remove_open, write_lease
+from ray_durable.storage import (
+    current_hub_epoch,
+    latest_execution,
+    list_open,
+    read_hub_epoch,
+    read_lease,
+    remove_open,
+    write_lease,
+)
 
 __all__ = ["Lease", "LeaseKeeper", "find_lease"]
 
@@ -94,8 +102,15 @@ class LeaseKeeper:
 
 
 async def find_lease(hub: OpenHub) -> Lease | None:
-    """The lease as it stands."""
+    """The lease of the newest epoch, as it was last renewed; None if nobody ever held the hub.
+
+    An older holder may renew once more after it was replaced: its lease counts for nothing, the claim of the newest
+    epoch does.
+    """
+    epoch = await current_hub_epoch(hub.store, hub.keys)
     fields = await read_lease(hub.store, hub.keys)
+    if fields is None or fields.get("epoch", 0) < epoch:
+        fields = await read_hub_epoch(hub.store, hub.keys, epoch)
     return None if fields is None else Lease.from_json(fields)
 
 

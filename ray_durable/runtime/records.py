@@ -72,8 +72,8 @@ def decode_events(lines: Iterable[bytes], sections: Sequence[bytes], *, key: str
             reader = _READERS.get(record["type"])
             if reader is None:
                 raise CorruptLogError(
-                    f"{key} holds an event of type {record['type']!r}, which this version of ray_durable does not know: "
-                    "upgrade ray_durable on every machine of the cluster",
+                    f"{key} holds an event of type {record['type']!r}, which this version of ray_durable does not "
+                    "know: upgrade ray_durable on every machine of the cluster",
                     key=key,
                 )
             events.append(reader(record, sections, {"number": record["n"], "time_us": record["t"]}))

@@ -10,6 +10,7 @@ A plain class over ports. Invariant: once a newer hub epoch exists, it makes no 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -64,10 +65,8 @@ class Supervisor:
                 raise
             except DurableError as error:
                 logger.warning("supervisor: %s; trying again", error)
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._nudged.wait(), self._interval_s)
-            except TimeoutError:
-                pass
             self._nudged.clear()
 
     def nudge(self) -> None:

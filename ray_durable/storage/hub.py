@@ -11,7 +11,15 @@ from ray_durable.storage.keys import HubKeys, numbers
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
-__all__ = ["claim_hub_epoch", "create_hub", "current_hub_epoch", "read_lease", "read_settings", "write_lease"]
+__all__ = [
+    "claim_hub_epoch",
+    "create_hub",
+    "current_hub_epoch",
+    "read_hub_epoch",
+    "read_lease",
+    "read_settings",
+    "write_lease",
+]
 
 
 async def create_hub(store: ObjectStore, keys: HubKeys, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -52,6 +60,12 @@ async def claim_hub_epoch(store: ObjectStore, keys: HubKeys, epoch: int, holder:
     data = json.dumps(dict(holder)).encode()
     key = keys.hub_epoch(epoch)
     return await store.put_if_absent(key, data) or await store.get(key) == data
+
+
+async def read_hub_epoch(store: ObjectStore, keys: HubKeys, epoch: int) -> Mapping[str, Any] | None:
+    """What the claimant of an epoch wrote; None if it was never claimed."""
+    data = await store.get(keys.hub_epoch(epoch))
+    return None if data is None else _object(data, keys.hub_epoch(epoch))
 
 
 async def write_lease(store: ObjectStore, keys: HubKeys, lease: Mapping[str, Any]) -> None:
