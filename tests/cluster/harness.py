@@ -1,0 +1,192 @@
+"""What the tests on a real Ray use: ledgers, processes, and terminals (processes of their own that use a hub)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray_durable as durable
+from ray_durable.client import HubReader
+
+from ray_durable.engine import ExecutionStarted, MapCompleted, TaskCompleted
+from tests.cluster.flows import ledger_path
+
+__all__ = ["Execution", "Terminal", "executions", "is_alive", "kill", "kill_owner", "recorded_keys", "wait_until"]
+
+T = TypeVar("T")
+
+_TERMINAL = Path(__file__).with_name("terminal.py")
+
+DEADLINE_S = 60.0
+"""How long a test waits for what must come. Far more than it takes: the machine may be busy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """One line of a ledger."""
+
+    name: str
+    key: str
+    pid: int
+    attempt: int
+
+
+def executions(instance_id: str) -> list[Execution]:
+    """What activities of the instance have begun to run, in order."""
+    try:
+        lines = ledger_path(instance_id).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    fields = [line.split(" ") for line in lines]
+    return [Execution(name=name, key=key, pid=int(pid), attempt=int(attempt)) for name, key, pid, attempt in fields]
+
+
+def repeated(instance_id: str) -> dict[str, int]:
+    """Keys that were executed more than once, and how often."""
+    counts = Counter(execution.key for execution in executions(instance_id))
+    return {key: count for key, count in counts.items() if count > 1}
+
+
+def recorded_keys(hub: HubReader, instance_id: str) -> set[str]:
+    """The idempotency keys of the calls whose outcome the log holds."""
+    keys: set[str] = set()
+    run = ""
+    for event in hub.get(instance_id).history():
+        if isinstance(event, ExecutionStarted):
+            run = event.run
+        elif isinstance(event, TaskCompleted):
+            keys.add(f"{run}:{event.task}")
+        elif isinstance(event, MapCompleted):
+            keys |= {f"{run}:{event.map}:{item}" for item in range(event.start, event.start + event.count)}
+    return keys
+
+
+def wait_until(found: Callable[[], T], what: str, *, timeout_s: float = DEADLINE_S) -> T:
+    """The first true value of `found`, asked again and again."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := found()):
+        assert time.monotonic() < deadline_s, f"not after {timeout_s:.0f} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+def kill(pid: int) -> None:
+    """SIGKILL."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_owner(handle: durable.Handle[Any]) -> int:
+    """SIGKILL the process of the instance; its id. Waits for the first owner."""
+    owner = wait_until(handle.owner, f"{handle} has an owner")
+    kill(owner.pid)
+    return owner.pid
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs (one that has ended and was not waited for does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def processes_below(pid: int) -> set[int]:
+    """The living processes that descend from `pid`."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found, border = set(), {pid}
+    while border := {child for child, parent in parents.items() if parent in border}:
+        found |= border
+    return {child for child in found if is_alive(child)}
+
+
+class Terminal:
+    """A process of its own that uses a hub, as a user's script in another terminal does. See `terminal.py`.
+
+    `ask` sends a request and waits for the answer; `send` and `answer` do the two apart. What goes wrong there is raised
+    here as `TerminalError`.
+    """
+
+    def __init__(self, folder: Path, name: str, *, environment: dict[str, str] | None = None) -> None:
+        self.output = folder / f"{name}.out"
+        self._seen: set[int] = set()
+        read_end, write_end = os.pipe()
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(_TERMINAL), str(write_end)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_end,),
+                env={**os.environ, **(environment or {})},
+                text=True,
+            )
+        os.close(write_end)
+        self._answers = os.fdopen(read_end)
+
+    def send(self, request: str, **arguments: Any) -> None:
+        """Send a request."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"request": request, **arguments}) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """The answer to the oldest request without one."""
+        line = self._answers.readline()
+        assert line, f"the terminal ended:\n{self.output.read_text()[-3000:]}"
+        answer = json.loads(line)
+        if "error" in answer:
+            raise TerminalError(answer["error"], answer["text"])
+        return answer["value"]
+
+    def ask(self, request: str, **arguments: Any) -> Any:
+        """Send a request and wait for its answer."""
+        self.send(request, **arguments)
+        return self.answer()
+
+    def look(self) -> set[int]:
+        """The processes that descend from this one, remembered so that `end` can account for them."""
+        self._seen |= processes_below(self.process.pid)
+        return self._seen
+
+    def kill(self) -> None:
+        """SIGKILL the script alone, not its Ray."""
+        self.look()
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> set[int]:
+        """End the script and whatever of it is left; the processes that it had."""
+        self.look()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._answers.close()
+        return self._seen
+
+
+class TerminalError(Exception):
+    """What a request to a terminal raised there: `name` of its type, and its text."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"{name}: {text}")
+        self.name = name
+        self.text = text
