@@ -146,9 +146,11 @@ class Maps:
             self._give_up(mapped, error)
             return
         failures, stop = dict(event.failures), event.start + event.count
-        for attempt, ranges in list(mapped.attempts.items()):
-            parts = ranges.within(event.start, stop)
+        # All are looked at first: what fails now is added to the ranges of its next attempt.
+        awaited = [(attempt, ranges.within(event.start, stop)) for attempt, ranges in mapped.attempts.items()]
+        for ranges in mapped.attempts.values():
             ranges.remove(event.start, stop)
+        for attempt, parts in awaited:
             failed = self._place(mapped, event, parts, values, failures)
             if failed and not self._settle_failures(mapped, failed, attempt):
                 return
