@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ray_durable.failure import Failure
-from ray_durable.runtime.lanes import Lane, MapLane, Range, SlicePolicy, TaskLane
+from ray_durable.runtime.lanes import Lane, MapLane, SlicePolicy, TaskLane
 from ray_durable.runtime.messages import (
     Attachment,
     Exchange,
@@ -92,8 +92,12 @@ class _Session:
     """Numbers cancelled so far. Calls between actors may overtake each other, a cancellation its own submission."""
     undelivered: deque[int] = field(default_factory=deque)
     parked: asyncio.Future[None] | None = None
-    problem: str | None = None
     reported_problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps calls from starting, as long as such calls wait."""
+        return next((lane.problem for lane in self.all_lanes() if lane.problem is not None and lane.is_waiting), None)
 
     def all_lanes(self) -> Iterable[Lane]:
         return itertools.chain(self.lanes.values(), self.maps.values())
@@ -115,12 +119,13 @@ class _Session:
             if isinstance(outcome, TaskOutcome):
                 self.finished_tasks.discard(outcome.task)
 
-    def known_maps(self) -> dict[int, tuple[Range, ...]]:
-        ranges: dict[int, list[Range]] = {number: lane.ranges() for number, lane in self.maps.items()}
+    def known_maps(self) -> dict[int, tuple[tuple[int, int, int], ...]]:
+        ranges = {number: lane.ranges() for number, lane in self.maps.items()}
         for group in self.unsettled.values():
             for outcome in group:
                 if isinstance(outcome, MapOutcomes):
-                    ranges.setdefault(outcome.map, []).append((outcome.start, outcome.start + outcome.count))
+                    part = (outcome.start, outcome.start + outcome.count, outcome.attempt)
+                    ranges.setdefault(outcome.map, []).append(part)
         return {number: tuple(found) for number, found in ranges.items()}
 
     def wake(self) -> None:
@@ -204,7 +209,8 @@ class Dispatcher:
                 if session.parked is parked:
                     session.parked = None
             if session.parked is not None:
-                return ExchangeReply()  # a newer exchange is parked: what is new goes there
+                # A newer exchange is parked: what is new goes there.
+                return ExchangeReply(problem=session.reported_problem)
         outcomes = {}
         while session.undelivered:
             outcome_id = session.undelivered.popleft()
@@ -279,7 +285,14 @@ class Dispatcher:
     def _launch(self, session: _Session, lane: Lane, free_slots: int) -> None:
         slice_id = next(self._slice_ids)
         work = lane.take(slice_id, free_slots=free_slots)
-        running = self._launcher.launch(work, lane.generation, lambda report: self._done(slice_id, report))
+        running: RunningSlice
+        try:
+            running = self._launcher.launch(work, lane.generation, lambda report: self._done(slice_id, report))
+        except Exception as error:
+            # Options that cannot work, for one: it fails the calls, not the exchange that brought them.
+            running = _NotLaunched()
+            lost = Failure.from_exception(error, kind="system")
+            asyncio.get_running_loop().call_soon(self._done, slice_id, lost)
         self._running[slice_id] = (session, lane, running)
 
     def _done(self, slice_id: int, report: SliceReport | Failure) -> None:
@@ -299,7 +312,6 @@ class Dispatcher:
             outcomes = []
         else:
             outcomes = lane.report(slice_id, report)
-            session.problem = None
         if outcomes:
             session.keep(next(self._outcome_ids), outcomes)
         if session.has_news():
@@ -313,5 +325,12 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         lane.blocked_until_s = loop.time() + wait_s
         loop.call_later(wait_s + 0.01, self._pump)
-        session.problem = f"activity {lane.target.reference.name!r} cannot be loaded: {failure.describe()}"
-        logger.warning("instance %s: %s; trying again in %.0f s", session.instance_id, session.problem, wait_s)
+        lane.problem = f"activity {lane.target.reference.name!r} cannot be loaded: {failure.describe()}"
+        logger.warning("instance %s: %s; trying again in %.0f s", session.instance_id, lane.problem, wait_s)
+
+
+class _NotLaunched:
+    """A slice that no worker got."""
+
+    def cancel(self) -> None:
+        """Nothing runs."""

@@ -58,11 +58,14 @@ class Lane(ABC):
         self.in_flight: dict[int, Range] = {}
         self.blocked_until_s = 0.0
         self.block_count = 0
+        self.problem: str | None = None
         self.generation: str | None = None
         self._policy = policy
         self._pending: deque[Range] = deque()
         self._suspects: deque[Range] = deque()
         self._losses: dict[int, int] = {}
+        # In flight, and nobody waits for them any more.
+        self._unwanted: set[int] = set()
         self._call_s: float | None = None
 
     @property
@@ -79,10 +82,6 @@ class Lane(ABC):
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not (self._pending or self._suspects or self.in_flight)
-
-    def ranges(self) -> list[Range]:
-        """Everything unfinished, waiting or running."""
-        return [*self._pending, *self._suspects, *self.in_flight.values()]
 
     def take(self, slice_id: int, *, free_slots: int) -> SliceWork:
         """Put the next range in flight as `slice_id`: idle slots share what is left, none gets more than a budget."""
@@ -101,8 +100,8 @@ class Lane(ABC):
         """A worker's report: the outcomes of what it did; the rest waits again."""
         start, stop = self.in_flight.pop(slice_id)
         middle = start + report.done
-        if middle < stop:
-            self._pending.appendleft((middle, stop))
+        self._unwanted.difference_update(range(start, middle) if self._unwanted else ())
+        self._wait_again(middle, stop)
         if not report.done:
             return []
         call_s = max(report.elapsed_s / report.done, 1e-6)
@@ -110,11 +109,16 @@ class Lane(ABC):
         for index in range(start, middle) if self._losses else ():
             self._losses.pop(index, None)
         self.block_count = 0
+        self.problem = None
         return self._outcomes(start, middle, report)
 
     def lose(self, slice_id: int, failure: Failure) -> list[Outcome]:
         """The worker died: halve the range, or count the loss against the one call, which fails in the end."""
         start, stop = self.in_flight.pop(slice_id)
+        if not self._unwanted.isdisjoint(range(start, stop)):
+            # Ended on purpose: that says nothing of the calls that are still wanted.
+            self._wait_again(start, stop)
+            return []
         if stop - start > 1:
             middle = (start + stop) // 2
             self._suspects.extend(((start, middle), (middle, stop)))
@@ -128,7 +132,14 @@ class Lane(ABC):
 
     def put_back(self, slice_id: int) -> None:
         """Nothing of the slice ran: it waits again, at the front."""
-        self._pending.appendleft(self.in_flight.pop(slice_id))
+        self._wait_again(*self.in_flight.pop(slice_id))
+
+    def _wait_again(self, start: int, stop: int) -> None:
+        """Let what is still wanted of a range wait, at the front."""
+        kept, dropped = _without((start, stop), self._unwanted)
+        self._pending.extendleft(reversed(kept))
+        self._unwanted.difference_update(dropped)
+        self._drop(dropped)
 
     def _slice_count(self, free_slots: int) -> int:
         share = math.ceil(self.pending_count / max(1, free_slots))
@@ -141,19 +152,20 @@ class Lane(ABC):
         dropped: list[int] = []
         for queue in (self._pending, self._suspects):
             kept: list[Range] = []
-            for start, stop in queue:
-                first = start
-                for index in range(start, stop):
-                    if index in indices:
-                        dropped.append(index)
-                        if first < index:
-                            kept.append((first, index))
-                        first = index + 1
-                if first < stop:
-                    kept.append((first, stop))
+            for part in queue:
+                kept_of_part, dropped_of_part = _without(part, indices)
+                kept += kept_of_part
+                dropped += dropped_of_part
             queue.clear()
             queue.extend(kept)
         return dropped
+
+    def _unwanted_slices(self) -> list[int]:
+        """The slices in flight of which no call is wanted any more."""
+        return [slice_id for slice_id, part in self.in_flight.items() if self._unwanted.issuperset(range(*part))]
+
+    @abstractmethod
+    def _drop(self, indices: Iterable[int]) -> None: ...
 
     @abstractmethod
     def _work(self, start: int, stop: int) -> SliceWork: ...
@@ -195,13 +207,12 @@ class TaskLane(Lane):
     def cancel(self, tasks: Iterable[int]) -> list[int]:
         """Forget waiting calls; returns the slices in flight of which no call is wanted any more."""
         unwanted = {self._index_of[task] for task in tasks if task in self._index_of}
-        for index in self._drop_pending(unwanted):
-            self._forget(index)
-        return [
-            slice_id
-            for slice_id, (start, stop) in self.in_flight.items()
-            if all(index in unwanted for index in range(start, stop))
-        ]
+        if not unwanted:
+            return []
+        dropped = self._drop_pending(unwanted)
+        self._drop(dropped)
+        self._unwanted |= unwanted.difference(dropped)
+        return self._unwanted_slices()
 
     def _work(self, start: int, stop: int) -> SliceWork:
         requests = [self._requests[index] for index in range(start, stop)]
@@ -227,6 +238,10 @@ class TaskLane(Lane):
     def _failed(self, index: int, failure: Failure) -> Outcome:
         request = self._forget(index)
         return TaskOutcome(task=request.task, attempt=request.attempt, result=None, failure=failure)
+
+    def _drop(self, indices: Iterable[int]) -> None:
+        for index in indices:
+            self._forget(index)
 
     def _forget(self, index: int) -> TaskRequest:
         request = self._requests.pop(index)
@@ -254,7 +269,14 @@ class MapLane(Lane):
         """Forget all that waits; returns the slices in flight."""
         self._pending.clear()
         self._suspects.clear()
-        return list(self.in_flight)
+        for part in self.in_flight.values():
+            self._unwanted.update(range(*part))
+        return self._unwanted_slices()
+
+    def ranges(self) -> list[tuple[int, int, int]]:
+        """Everything unfinished, waiting or running: (start, stop, attempt)."""
+        parts = (*self._pending, *self._suspects, *self.in_flight.values())
+        return [(start, stop, self._attempts.get(start, 1)) for start, stop in parts]
 
     def _work(self, start: int, stop: int) -> SliceWork:
         return SliceWork(
@@ -271,13 +293,36 @@ class MapLane(Lane):
 
     def _outcomes(self, start: int, stop: int, report: SliceReport) -> list[Outcome]:
         assert report.results is not None, "a report on map items holds their results"
-        for index in range(start, stop) if self._attempts else ():
-            self._attempts.pop(index, None)
-        return [
-            MapOutcomes(map=self.map, start=start, count=stop - start, results=report.results, failures=report.failures)
-        ]
+        return [self._map_outcomes(start, stop, report.results, report.failures)]
 
     def _failed(self, index: int, failure: Failure) -> Outcome:
+        return self._map_outcomes(index, index + 1, self._batch.slice(0, 0), ((0, failure),))
+
+    def _map_outcomes(
+        self, start: int, stop: int, results: Payload, failures: tuple[tuple[int, Failure], ...]
+    ) -> MapOutcomes:
+        attempt = self._attempts.get(start, 1)
+        self._drop(range(start, stop))
         return MapOutcomes(
-            map=self.map, start=index, count=1, results=self._batch.slice(0, 0), failures=((0, failure),)
+            map=self.map, attempt=attempt, start=start, count=stop - start, results=results, failures=failures
         )
+
+    def _drop(self, indices: Iterable[int]) -> None:
+        for index in indices if self._attempts else ():
+            self._attempts.pop(index, None)
+
+
+def _without(part: Range, indices: set[int]) -> tuple[list[Range], list[int]]:
+    """What is left of a range without `indices`, in order; and those of them that it had."""
+    start, stop = part
+    kept: list[Range] = []
+    dropped: list[int] = []
+    for index in range(start, stop) if indices else ():
+        if index in indices:
+            dropped.append(index)
+            if start < index:
+                kept.append((start, index))
+            start = index + 1
+    if start < stop:
+        kept.append((start, stop))
+    return kept, dropped

@@ -67,6 +67,7 @@ class MapOutcomes:
     """The ends of the items `start` to `start + count - 1` of a map; `results` holds the successes, in order."""
 
     map: int
+    attempt: int
     start: int
     count: int
     results: Payload
@@ -80,13 +81,13 @@ Outcome = TaskOutcome | MapOutcomes
 class Attachment:
     """The dispatcher's answer to an owner that (re)attaches: what it holds of this run, running, queued or finished.
 
-    `maps` gives the (start, stop) ranges of items, by map. `incarnation` tells one life of the dispatcher from the
-    next, which knows nothing of what the last one ran.
+    `maps` gives the (start, stop, attempt) ranges of items, by map. `incarnation` tells one life of the dispatcher from
+    the next, which knows nothing of what the last one ran.
     """
 
     incarnation: str
     tasks: frozenset[int]
-    maps: Mapping[int, tuple[tuple[int, int], ...]]
+    maps: Mapping[int, tuple[tuple[int, int, int], ...]]
 
 
 @dataclass(slots=True, kw_only=True)

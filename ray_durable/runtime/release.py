@@ -26,7 +26,7 @@ from ray_durable.engine import (
     TaskScheduled,
 )
 from ray_durable.payload import Payload
-from ray_durable.runtime.messages import Attachment, MapRequest, Outcome, TaskOutcome, TaskRequest
+from ray_durable.runtime.messages import Attachment, MapOutcomes, MapRequest, Outcome, TaskOutcome, TaskRequest
 from ray_durable.target import ActivityTarget
 
 __all__ = ["Released", "Releaser", "Resubmission", "outcome_event"]
@@ -100,6 +100,13 @@ class Releaser:
                 released.canceled.append(event.map)
         return released
 
+    def is_past(self, outcome: Outcome) -> bool:
+        """Whether the outcome is of an attempt at map items that ended before: it must not count for a later one."""
+        if not isinstance(outcome, MapOutcomes) or outcome.map not in self._execution.outstanding_maps:
+            return False
+        awaited = self._execution.outstanding_maps[outcome.map].attempts.get(outcome.attempt)
+        return awaited is None or not awaited.overlaps(outcome.start, outcome.start + outcome.count)
+
     def resubmit(self, attachment: Attachment, *, released_next: Iterable[int]) -> Resubmission:
         """What is outstanding and unknown to the dispatcher, apart from what is about to be released anyway."""
         again = Resubmission()
@@ -169,14 +176,16 @@ def _ranges(items: Sequence[int]) -> tuple[Range, ...]:
     return tuple((items[start], items[stop - 1] + 1) for start, stop in pairwise(bounds))
 
 
-def _missing(wanted: Iterable[tuple[int, int, int]], known: Sequence[Range]) -> Mapping[int, tuple[Range, ...]]:
-    """The wanted (start, stop, attempt) less the known ranges, by attempt."""
+def _missing(
+    wanted: Iterable[tuple[int, int, int]], known: Sequence[tuple[int, int, int]]
+) -> Mapping[int, tuple[Range, ...]]:
+    """The wanted (start, stop, attempt) less the known ranges of the same attempt, by attempt."""
     found: dict[int, list[Range]] = {}
     taken = sorted(known)
     for start, stop, attempt in wanted:
         position = start
-        for known_start, known_stop in taken:
-            if known_stop <= position or known_start >= stop:
+        for known_start, known_stop, known_attempt in taken:
+            if known_attempt != attempt or known_stop <= position or known_start >= stop:
                 continue
             if position < known_start:
                 found.setdefault(attempt, []).append((position, known_start))
