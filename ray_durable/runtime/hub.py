@@ -124,7 +124,8 @@ class OpenHub:
         for position, event in enumerate(events, start=1):
             if event.number != position:
                 raise CorruptLogError(
-                    f"The history of {instance_id!r} has event {event.number} at place {position}: run storage/verify.py",
+                    f"The history of {instance_id!r} has event {event.number} at place {position}: run "
+                    "storage/verify.py",
                     key=self.keys.executions(instance_id),
                 )
         return log, list(await asyncio.gather(*(self.load_input(log.run, event) for event in events)))
@@ -170,7 +171,7 @@ class OpenHub:
 
     async def note_problem(self, instance_id: str, problem: str | None) -> None:
         """Leave word in the open set of what keeps an instance from going on."""
-        entry = await find_open(self.store, self.keys, instance_id)
+        entry = await persist(lambda: find_open(self.store, self.keys, instance_id))
         if entry is not None and entry.problem != problem:
             await persist(lambda: add_open(self.store, self.keys, dataclasses.replace(entry, problem=problem)))
 
@@ -245,8 +246,8 @@ class OpenHub:
         execution = await pacing.persist(lambda: latest_execution(self.store, self.keys, instance_id))
         if execution is None:
             raise InstanceNotFoundError(
-                f"There is no instance {instance_id!r} in hub {self.address.hub!r} at {self.store.url}: check the id, the "
-                "root and the hub's name",
+                f"There is no instance {instance_id!r} in hub {self.address.hub!r} at {self.store.url}: check the id, "
+                "the root and the hub's name",
                 instance_id=instance_id,
             )
         return execution

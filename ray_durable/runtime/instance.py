@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from ray_durable.context import Orchestration
 from ray_durable.engine import (
@@ -36,11 +35,13 @@ from ray_durable.errors import (
     InstanceNotFoundError,
     NonDeterminismError,
     PayloadTooLargeError,
+    StoreUnavailableError,
 )
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.runtime.alarm import Alarm
 from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.inbox import Arrival, Inbox
 from ray_durable.runtime.link import DispatcherLink
 from ray_durable.runtime.local_activities import LocalActivities
 from ray_durable.runtime.messages import Attachment, ExchangeReply
@@ -61,43 +62,6 @@ _PROBLEM_RETRY_S = 5.0
 _DISPATCHER_RETRY_S = 0.5
 
 
-@dataclass(slots=True)
-class _Arrival:
-    """Inputs that came together. `done` is resolved once they are durable; `settles` are the outcomes among them."""
-
-    events: list[Event]
-    done: asyncio.Future[None] | None = None
-    settles: tuple[int, ...] = ()
-
-
-@dataclass(slots=True)
-class _Inbox:
-    """What has arrived for the next turn."""
-
-    arrivals: list[_Arrival] = field(default_factory=list)
-    error: Exception | None = None
-    has_news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def put(self, arrival: _Arrival) -> None:
-        self.arrivals.append(arrival)
-        self.has_news.set()
-
-    def fail(self, error: Exception) -> None:
-        self.error = self.error or error
-        self.has_news.set()
-
-    async def take(self) -> list[_Arrival]:
-        """All arrivals (maybe none). Raises what cut the line to the dispatcher."""
-        await self.has_news.wait()
-        self.has_news.clear()
-        error, self.error = self.error, None
-        if error is not None:
-            self.has_news.set()
-            raise error
-        arrivals, self.arrivals = self.arrivals, []
-        return arrivals
-
-
 class Instance:
     """See the module. One object serves one id, through all of its executions."""
 
@@ -112,10 +76,11 @@ class Instance:
         self._clock = clock
         self._host = host
         self._pid = pid
-        self._inbox = _Inbox()
+        self._inbox = Inbox()
         self._dispatch_problem: str | None = None
+        # What the open set says of a problem; at first, whatever an earlier owner left there.
+        self._noted_problem: str | None = ""
         self._alarm = Alarm(clock, self._fire)
-        self._final_status: RuntimeStatus | None = None
         # Of the present execution; made by `_load`.
         self._log: RunLog
         self._started: ExecutionStarted
@@ -135,8 +100,7 @@ class Instance:
         try:
             while not self.ended.is_set():
                 await self._load_when_possible()
-                if not self.ended.is_set():
-                    await self._serve()
+                await self._serve_while_possible()
         except BaseException as error:
             self._abandon(error)
             raise
@@ -150,18 +114,9 @@ class Instance:
         await self._control(ExecutionTerminated(reason=reason, request_id=request_id))
 
     async def _control(self, event: Event) -> None:
-        self._check_not_ended()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._inbox.put(_Arrival([event], done))
+        self._inbox.put(Arrival(events=[event], done=done))
         await done
-
-    def _check_not_ended(self) -> None:
-        if self._final_status is not None:
-            raise InstanceEndedError(
-                f"Instance {self.instance_id!r} has ended ({self._final_status}): it takes no more events or commands",
-                instance_id=self.instance_id,
-                runtime_status=str(self._final_status),
-            )
 
     async def _load_when_possible(self) -> None:
         """Load and claim; what an operator can mend (code that cannot be imported, a damaged object) is waited for."""
@@ -178,11 +133,26 @@ class Instance:
                 await self._report_problem(f"{type(error).__name__}: {error}")
                 await asyncio.sleep(_PROBLEM_RETRY_S)
 
+    async def _serve_while_possible(self) -> None:
+        """Serve to the end, or to something that an operator can mend: then the log has to be loaded anew."""
+        try:
+            await self._serve()
+        except (FencedError, InstanceNotFoundError):
+            raise
+        except DurableError as error:
+            text = f"{type(error).__name__}: {error}"
+            self._inbox.refuse_taken(lambda: StoreUnavailableError(f"Outcome unknown: {text}", url=self._hub.store.url))
+            self._discard()
+            await self._report_problem(text)
+            await asyncio.sleep(_PROBLEM_RETRY_S)
+
     async def _report_problem(self, problem: str | None) -> None:
         if problem != self.problem:
             self.problem = problem
             logger.log(logging.WARNING if problem else logging.INFO, "%s: %s", self.instance_id, problem or "goes on")
+        if problem != self._noted_problem and not self.ended.is_set():
             await self._hub.note_problem(self.instance_id, problem)
+            self._noted_problem = problem
 
     async def _load(self) -> None:
         """Read the log, replay it, claim it, and release what an earlier owner could not."""
@@ -195,15 +165,6 @@ class Instance:
                 key=self.instance_id,
             )
         self._started = started
-        last = history[-1]
-        if isinstance(last, ExecutionCompleted):
-            await self._finish(last.status)
-            return
-        orchestration = await hub.load_orchestration(started)
-        self._execution = Execution(orchestration.main)
-        self._orchestration = orchestration
-        self._releaser = Releaser(started, self._execution, orchestration)
-        self._locals = LocalActivities(orchestration, started, hub)
         self._link = DispatcherLink(
             self._dispatcher,
             run=started.run,
@@ -212,14 +173,23 @@ class Instance:
             on_reply=self._hear,
             on_lost=self._inbox.fail,
         )
+        last = history[-1]
+        if isinstance(last, ExecutionCompleted):
+            # Its owner may have died before it told the dispatcher.
+            await self._leave_dispatcher()
+            await self._finish(last.status)
+            return
+        orchestration = await hub.load_orchestration(started)
+        self._execution = Execution(orchestration.main)
+        self._orchestration = orchestration
+        self._releaser = Releaser(started, self._execution, orchestration)
+        self._locals = LocalActivities(orchestration, started, hub)
         try:
             caused = self._execution.apply(history)
-        except NonDeterminismError as error:
+            self._releaser.recall(history)
+            await self._claim(caused)
+        except (NonDeterminismError, PayloadTooLargeError) as error:
             await self._end_failed(last.number + 1, error, is_claim=True)
-            return
-        self._releaser.recall(history)
-        await self._claim(caused)
-        self._alarm.set(self._execution.next_timer_us)
 
     async def _claim(self, caused: Sequence[Event]) -> None:
         """Append OwnerClaimed with the attempts that are submitted again, after what replay added; then release it."""
@@ -253,19 +223,16 @@ class Instance:
         """Turn after turn, until the end."""
         while not self.ended.is_set():
             if self._locals.is_waiting:
-                outcomes = await self._locals.run_some()
-                arrivals = [_Arrival(outcomes), *self._inbox.arrivals]
-                self._inbox.arrivals = []
-            else:
-                try:
-                    arrivals = await self._inbox.take()
-                except DispatcherLostError as error:
-                    await self._reattach(error)
-                    continue
+                self._inbox.put(Arrival(events=await self._locals.run_some()))
+            try:
+                arrivals = await self._inbox.take()
+            except DispatcherLostError as error:
+                await self._reattach(error)
+                continue
             await self._turn(arrivals)
             await self._report_problem(self._dispatch_problem)
 
-    async def _turn(self, arrivals: Sequence[_Arrival]) -> None:
+    async def _turn(self, arrivals: Sequence[Arrival]) -> None:
         now_us = self._clock.now_us()
         inputs = [event.stamped(0, now_us) for arrival in arrivals for event in arrival.events]
         inputs = [await self._hub.load_input(self._started.run, event) for event in inputs]
@@ -311,26 +278,20 @@ class Instance:
             owner=Owner(host=self._host, pid=self._pid, epoch=epoch),
         )
 
-    def _acknowledge(self, arrivals: Iterable[_Arrival], records: Sequence[Event]) -> None:
+    def _acknowledge(self, arrivals: Iterable[Arrival], records: Sequence[Event]) -> None:
         """Tell callers; one whose input came after the end is told so."""
         raised = {event.event_id for event in records if isinstance(event, EventRaised)}
         for arrival in arrivals:
             self._link.settle(arrival.settles)
-            if arrival.done is None or arrival.done.done():
+            if arrival.done is None:
                 continue
             event = arrival.events[0]
             is_recorded = isinstance(event, EventRaised) and event.event_id in raised
             is_ending = isinstance(event, ExecutionTerminated) and event.request_id in self._termination(records)
             if self._execution.ended and not (is_recorded or is_ending):
-                arrival.done.set_exception(
-                    InstanceEndedError(
-                        f"Instance {self.instance_id!r} has ended ({self._execution.status})",
-                        instance_id=self.instance_id,
-                        runtime_status=str(self._execution.status),
-                    )
-                )
+                arrival.refuse(self._ended_error(self._execution.status))
             else:
-                arrival.done.set_result(None)
+                arrival.accept()
 
     @staticmethod
     def _termination(records: Sequence[Event]) -> set[str]:
@@ -346,7 +307,7 @@ class Instance:
         self._link.cancel(released.canceled)
         self._locals.drop(released.canceled)
         if self._execution.ended:
-            await self._link.leave()
+            await self._leave_dispatcher()
             await self._finish(self._execution.status)
             return
         self._alarm.set(self._execution.next_timer_us)
@@ -355,20 +316,26 @@ class Instance:
     async def _reattach(self, error: DispatcherLostError) -> None:
         """The dispatcher was lost: what it does not know any more is submitted again, by a claim that counts it."""
         logger.warning("%s: %s; attaching again", self.instance_id, error)
-        await self._claim([])
+        try:
+            await self._claim([])
+        except ClaimLostError as lost:
+            raise FencedError(f"A newer owner has the log of instance {self.instance_id!r}", key=lost.key) from lost
+        # A new dispatcher finds out anew.
+        self._dispatch_problem = None
         await self._report_problem(None)
 
     def _hear(self, reply: ExchangeReply) -> None:
         for outcome_id, outcomes in reply.outcomes.items():
-            self._inbox.put(_Arrival([outcome_event(outcome) for outcome in outcomes], settles=(outcome_id,)))
+            events = [outcome_event(outcome) for outcome in outcomes if not self._releaser.is_past(outcome)]
+            self._inbox.put(Arrival(events=events, settles=(outcome_id,)))
         if not reply.outcomes:
             # Nothing to record, but the next turn parks an exchange again.
-            self._inbox.put(_Arrival([]))
+            self._inbox.put(Arrival(events=[]))
         self._dispatch_problem = reply.problem
 
     def _fire(self) -> None:
         due = self._execution.due_timers(self._clock.now_us())
-        self._inbox.put(_Arrival([TimerFired(timer=timer) for timer in due]))
+        self._inbox.put(Arrival(events=[TimerFired(timer=timer) for timer in due]))
 
     def _on_store_trouble(self, error: Exception, waited_s: float) -> None:
         logger.warning("%s: the store does not take the log (%.0f s so far): %s", self.instance_id, waited_s, error)
@@ -388,30 +355,38 @@ class Instance:
         lines, sections = encode_events([end])
         write = self._log.claim if is_claim else self._log.append
         await write(lines, sections, first=number, status=status, hub_epoch=self._hub.epoch)
-        await self._link.leave()
+        await self._leave_dispatcher()
         await self._finish(RuntimeStatus.FAILED)
+
+    async def _leave_dispatcher(self) -> None:
+        self._link.open(self._log.epoch)
+        await self._link.leave()
+
+    def _ended_error(self, status: RuntimeStatus) -> InstanceEndedError:
+        return InstanceEndedError(
+            f"Instance {self.instance_id!r} has ended ({status}): it takes no more events or commands",
+            instance_id=self.instance_id,
+            runtime_status=str(status),
+        )
 
     async def _finish(self, status: RuntimeStatus) -> None:
         """The end is in the log: leave the open set. Idempotent, so that whoever finds an ended log repeats it."""
-        self._final_status = status
         self._alarm.set(None)
         await self._hub.record_end(self.instance_id, self._log.segments[-1].header.status)
-        for arrival in self._inbox.arrivals:
-            if arrival.done is not None and not arrival.done.done():
-                try:
-                    self._check_not_ended()
-                except InstanceEndedError as error:
-                    arrival.done.set_exception(error)
+        self._inbox.close(lambda: self._ended_error(status))
         self.ended.set()
 
     def _abandon(self, error: BaseException) -> None:
         """Whatever callers wait for has an unknown outcome."""
+        self._discard()
+        self._inbox.close(
+            lambda: FencedError(f"The owner of {self.instance_id!r} stood down; outcome unknown: {error}", key="")
+        )
+
+    def _discard(self) -> None:
+        """Nothing of the present execution goes on here."""
         self._alarm.set(None)
         if hasattr(self, "_link"):
             self._link.close()
+        if hasattr(self, "_execution"):
             self._execution.close()
-        for arrival in self._inbox.arrivals:
-            if arrival.done is not None and not arrival.done.done():
-                arrival.done.set_exception(
-                    FencedError(f"The owner of {self.instance_id!r} stood down; outcome unknown: {error}", key="")
-                )

@@ -52,7 +52,11 @@ class DispatcherLink:
         return attachment
 
     def open(self, epoch: int) -> None:
-        """Speak for the owner of `epoch` from now on; outcomes that were delivered to others come again."""
+        """Speak for the owner of `epoch` from now on; outcomes that were delivered to others come again.
+
+        What becomes of earlier calls says nothing any more: whoever opens has asked what they left behind.
+        """
+        self._hang_up()
         self._epoch = epoch
         self._is_fresh = True
 
@@ -78,20 +82,25 @@ class DispatcherLink:
 
     async def leave(self) -> None:
         """The instance has ended: the dispatcher forgets the run. A lost dispatcher has forgotten it already."""
-        request = self._request()
-        request.is_leaving = True
         self.close()
         try:
+            if not self._incarnation:
+                await self.attach()
+            request = self._request()
+            request.is_leaving = True
             await self._port.exchange(request)
         except DispatcherLostError:
             return
 
     def close(self) -> None:
         """Send nothing more and hear nothing more."""
+        self._hang_up()
+        self._tasks, self._maps, self._cancel, self._settled = [], [], [], []
+
+    def _hang_up(self) -> None:
         for call in list(self._calls):
             call.cancel()
         self._calls.clear()
-        self._tasks, self._maps, self._cancel, self._settled = [], [], [], []
 
     def _request(self) -> Exchange:
         request = Exchange(
@@ -113,7 +122,8 @@ class DispatcherLink:
     async def _exchange(self, request: Exchange) -> None:
         try:
             reply = await self._port.exchange(request)
-        except DispatcherLostError as error:
+        except Exception as error:
+            # Also what should not happen: nobody else would hear of it.
             self._on_lost(error)
             return
         finally:
