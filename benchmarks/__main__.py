@@ -1,12 +1,13 @@
 """Run the benchmarks: `python -m benchmarks [name ...]`. Each prints its figure, the baseline's, and the ratio.
 
-The baselines are plain Ray, and bare synced appends to the same disk, measured in the same run and interleaved with what
+The baselines are plain Ray, and bare synced writes to the same disk, measured in the same run and interleaved with what
 is compared, because small machines are noisy.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import statistics
 import tempfile
@@ -18,6 +19,7 @@ import ray
 
 import ray_durable as durable
 from benchmarks import work
+from ray_durable.storage.local import LocalStore
 
 _STEPS = 200
 _FAN_OUT = 10_000
@@ -65,26 +67,43 @@ def _report(name: str, ours: list[float], baseline: list[float], *, bar: float) 
     )
 
 
+def _segments(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("root/default/runs/*/*/log/*/*"))
+
+
 def sequential(hub: durable.Hub, folder: Path) -> None:
     """Activities one after the other, against ray.get(f.remote())."""
-    ours, baseline = [], []
+    ours, baseline, writes = [], [], set()
     for _ in range(_ROUNDS):
         baseline.append(_plain_sequential_per_s(_STEPS))
-        handle = hub.start(work.chain, _STEPS)
-        ours.append(_STEPS / handle.result(timeout=120))
+        before = _segments(folder)
+        ours.append(_STEPS / hub.start(work.chain, _STEPS).result(timeout=120))
+        # The claim, which holds the first call; then one segment for each outcome of the warm-up and the steps.
+        writes.add((_segments(folder) - before - 1) / (_STEPS + 1))
     _report("sequential activities", ours, baseline, bar=0.4)
-    segments = sum(1 for path in Path(folder).glob("root/default/runs/*/*/log/*/*"))
-    # A claim with the first call, a segment for each outcome; the last one holds the end too.
-    print(f"storage writes a step: {segments / _ROUNDS / (_STEPS + 1):.3f} ({segments} segments of {_ROUNDS} chains)")
+    print(f"  segments written for each step, after the claim: {', '.join(f'{one:g}' for one in sorted(writes))}")
 
 
 def local(hub: durable.Hub, folder: Path) -> None:
-    """local=True activities one after the other, against bare synced appends."""
-    ours, baseline = [], []
-    for _ in range(_ROUNDS):
-        baseline.append(_bare_appends_per_s(folder, 5 * _STEPS))
+    """local=True activities one after the other, against bare synced appends, and against bare durable objects."""
+    ours, appends, objects = [], [], []
+    for number in range(_ROUNDS):
+        appends.append(_bare_appends_per_s(folder, 5 * _STEPS))
+        objects.append(asyncio.run(_bare_objects_per_s(folder / f"objects{number}", 5 * _STEPS)))
         ours.append(5 * _STEPS / hub.start(work.local_chain, 5 * _STEPS).result(timeout=120))
-    _report("local activities", ours, baseline, bar=0.4)
+    _report("local activities, against synced appends to one open file", ours, appends, bar=0.4)
+    _report("  the same, against bare create-if-absent of synced files", ours, objects, bar=0.4)
+
+
+async def _bare_objects_per_s(folder: Path, count: int) -> float:
+    """What the log asks of the disk at each step, without the log: a new synced file, and its synced name."""
+    store = LocalStore.open(str(folder))
+    began_s = time.perf_counter()
+    for number in range(count):
+        await store.put_if_absent(f"a/{number:012}", b"x" * 600)
+    rate = count / (time.perf_counter() - began_s)
+    await store.close()
+    return rate
 
 
 def _fan_out(

@@ -507,8 +507,8 @@ async def _reference(hub: OpenHub, function: Orchestrator[..., Any]) -> Function
     if not hub.codec.trust.allows_pickle:
         raise SerializationError(
             f"Orchestrator {function.name!r} is defined in the running script or notebook, so its code would have "
-            f"to be stored by value, which needs a private local root; {hub.store.url} is none. Move it to a module that "
-            "every node can import",
+            f"to be stored by value, which needs a private local root; {hub.store.url} is none. Move it to a module "
+            "that every node can import",
             where=f"code of orchestrator {function.name!r}",
             type_name="function",
         )

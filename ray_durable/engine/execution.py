@@ -221,6 +221,7 @@ class Execution(ExecutionState):
     # Inside
 
     def _apply(self, events: Iterable[Event]) -> list[Event]:
+        events = list(events)
         for event in events:
             if self.started is None and not isinstance(event, ExecutionStarted):
                 raise CorruptLogError(
@@ -228,14 +229,14 @@ class Execution(ExecutionState):
                     key=f"event {event.number}",
                 )
             if isinstance(event, Input):
-                self._take_input(event)
+                self._take_input(event, is_last=event is events[-1])
             elif isinstance(event, Caused) and event.number:
                 self._journal.match(event)
             else:
                 raise TypeError(f"{describe_event(event)} is no input: only a history has such events, numbered.")
         return self._journal.take_new()
 
-    def _take_input(self, event: Input) -> None:
+    def _take_input(self, event: Input, *, is_last: bool) -> None:
         is_recorded = event.number != 0
         if is_recorded:
             self._journal.replay(event)
@@ -249,7 +250,8 @@ class Execution(ExecutionState):
             event = self._journal.accept(event)
         else:
             return
-        self.is_replaying = is_recorded
+        # A start is recorded before anybody runs it: with nothing behind it, the code runs for the first time.
+        self.is_replaying = is_recorded and not (is_last and isinstance(event, ExecutionStarted))
         self._loop.now_us = self._journal.time_us
         _HANDLERS[type(event)][1](self, event)
         self._loop.run_until_quiet()

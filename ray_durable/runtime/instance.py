@@ -185,11 +185,20 @@ class Instance:
         self._releaser = Releaser(started, self._execution, orchestration)
         self._locals = LocalActivities(orchestration, started, hub)
         try:
-            caused = self._execution.apply(history)
+            caused = self._replay(history)
             self._releaser.recall(history)
             await self._claim(caused)
         except (NonDeterminismError, PayloadTooLargeError) as error:
             await self._end_failed(last.number + 1, error, is_claim=True)
+
+    def _replay(self, history: Sequence[Event]) -> list[Event]:
+        """Bring the execution to where the history ends; what the history lacks."""
+        if len(history) > 1:
+            return self._execution.apply(history)
+        # The client wrote the start; its code has not run yet, so that this is no replay.
+        started, *caused = self._execution.apply([self._started.stamped(0, self._started.time_us)])
+        assert started == self._started, "the start is the first event of its execution"
+        return caused
 
     async def _claim(self, caused: Sequence[Event]) -> None:
         """Append OwnerClaimed with the attempts that are submitted again, after what replay added; then release it."""
@@ -204,7 +213,10 @@ class Instance:
             pid=self._pid,
             attempts=again.attempts,
         )
-        records = [*caused, *self._execution.apply([claimed])]
+        records = list(caused)
+        if not self._execution.ended:
+            # An orchestrator that ended before its first await needs no owner: its end stays the last event.
+            records += self._execution.apply([claimed])
         records = await self._append(records, epoch=self._log.epoch + 1, is_claim=True)
         self._link.open(self._log.epoch)
         self._locals.add(again.local_tasks)
