@@ -74,9 +74,13 @@ class DispatcherLink:
         self._settled.extend(outcome_ids)
 
     def flush(self, *, is_waiting: bool) -> None:
-        """Send what is new; without news, keep one exchange parked while `is_waiting` for outcomes."""
+        """Send what is new; without news, keep one exchange parked while `is_waiting` for outcomes.
+
+        Outcomes that the log holds can be forgotten: that goes along with the next exchange, and with one of its own
+        when none is to follow.
+        """
         has_news = bool(self._tasks or self._maps or self._cancel)
-        if has_news or (is_waiting and not self._calls):
+        if has_news or ((is_waiting or self._settled) and not self._calls):
             call = asyncio.get_running_loop().create_task(self._exchange(self._request()))
             self._calls.add(call)
 

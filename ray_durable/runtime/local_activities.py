@@ -6,6 +6,7 @@ while their outcomes are recorded together, and the rest goes on.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -73,7 +74,15 @@ class LocalActivities:
                 if function.is_async:
                     value = await value
             result = codec.encode(value, function.result_annotation, where=f"result of activity {function.name!r}")
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_owner_cancelled():
+                raise
             failure = Failure.from_exception(error, non_retryable=isinstance(error, DurableError))
             return TaskFailed(task=task.number, failure=failure, attempt=task.attempt)
         return TaskCompleted(task=task.number, result=result, attempt=task.attempt)
+
+
+def _is_owner_cancelled() -> bool:
+    """Whether it is the turn that is cancelled, and not something of the activity's own."""
+    owner = asyncio.current_task()
+    return owner is not None and owner.cancelling() > 0

@@ -80,7 +80,7 @@ async def test_nothing_is_submitted_before_the_claim_is_durable() -> None:
 
     spy.before = hold
     owner = world.own(store=spy)
-    await world.until(lambda: spy.segments)
+    await world.until(lambda: spy.writes)
     await world.settle()
     assert world.exchanges == []
     assert world.workers.launched == []
@@ -233,7 +233,7 @@ async def test_a_slow_append_makes_the_owner_look_before_it_releases() -> None:
         if operation == "put_if_absent" and len(spy.segments) == 1:
             await asyncio.sleep(4)
 
-    spy.before = slow
+    spy.after = slow
     owner = world.own(store=spy)
     await owner.ended()
     appended = spy.calls.index(("put_if_absent", spy.segments[0]))
@@ -270,3 +270,12 @@ def test_tasks_and_completions_pair_up(count: int) -> None:
         assert isinstance(history[-1], ExecutionCompleted)
 
     scenario()
+
+
+@simulated
+async def test_an_orchestrator_that_asks_for_nothing_ends_with_its_claim() -> None:
+    """One segment: its end is the last event, so that whoever waits for the result finds it."""
+    world = World()
+    assert await world.run(flows.chain, 0) == 0
+    assert [type(event).__name__ for event in await world.history()] == ["ExecutionStarted", "ExecutionCompleted"]
+    assert len(world.owners[0].store.segments) == 1

@@ -42,8 +42,10 @@ __all__ = ["Call", "Hook", "LoopClock", "Owner", "Slice", "SpyStore", "Workers",
 T = TypeVar("T")
 
 T0_US = 1_764_000_000_000_000
-_PATIENCE_S = 20_000.0
+_PATIENCE_S = 1e8
 """Virtual seconds; whatever has not happened by then does not happen."""
+
+_CONDITION_PATIENCE_S = 20_000.0
 
 Call = tuple[str, str]
 """An operation of the store and its key."""
@@ -85,13 +87,17 @@ class LoopClock:
 
 
 class SpyStore:
-    """`ObjectStore` over another that notes every call; `before` and `after` may delay it, fail it or end it."""
+    """`ObjectStore` over another. `calls` are all calls that began, `segments` the keys of those that were appended.
+
+    `before` and `after` may delay a call, fail it or never return.
+    """
 
     def __init__(self, inner: ObjectStore) -> None:
         self.inner = inner
         self.url = inner.url
         self.private_path: Path | None = inner.private_path
         self.calls: list[Call] = []
+        self.segments: list[str] = []
         self.before: Hook | None = None
         self.after: Hook | None = None
 
@@ -100,13 +106,14 @@ class SpyStore:
         """The calls that change something."""
         return [call for call in self.calls if call[0] in ("put_if_absent", "put", "delete")]
 
-    @property
-    def segments(self) -> list[str]:
-        """The keys of the segments that were appended here."""
-        return [key for operation, key in self.calls if operation == "put_if_absent" and "/log/" in key]
-
     async def put_if_absent(self, key: str, data: bytes) -> bool:
-        return await self._do("put_if_absent", key, lambda: self.inner.put_if_absent(key, data))
+        async def create() -> bool:
+            created = await self.inner.put_if_absent(key, data)
+            if created and "/log/" in key:
+                self.segments.append(key)
+            return created
+
+        return await self._do("put_if_absent", key, create)
 
     async def put(self, key: str, data: bytes) -> None:
         await self._do("put", key, lambda: self.inner.put(key, data))
@@ -404,7 +411,7 @@ class World:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Let everything else go on until `condition` holds."""
-        deadline_s = asyncio.get_running_loop().time() + _PATIENCE_S
+        deadline_s = asyncio.get_running_loop().time() + _CONDITION_PATIENCE_S
         idle = 0
         while not condition():
             # What is ready comes first; time passes only when nothing is.
