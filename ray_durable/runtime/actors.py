@@ -596,7 +596,11 @@ def _lost(error: BaseException) -> Failure:
     elif isinstance(error, ray.exceptions.TaskCancelledError):
         return Failure(kind="cancelled", type_name="CancelledError", message="The activity was cancelled")
     elif isinstance(error, _WORKER_LOST):
-        advice = "The worker process died (killed, crashed or exited) each time it ran this call"
+        advice = (
+            "The worker process died each time it ran this call (it was killed, crashed in native code, or called "
+            "os._exit): look into the worker's log for the last lines before that, and declare memory= on the activity "
+            "if the machine ran out of it"
+        )
     else:
         advice = f"Ray could not run it: {type(error).__name__}: {error}"
     return Failure(kind="system", type_name="WorkerLostError", message=advice, non_retryable=False)
