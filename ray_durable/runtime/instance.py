@@ -185,20 +185,11 @@ class Instance:
         self._releaser = Releaser(started, self._execution, orchestration)
         self._locals = LocalActivities(orchestration, started, hub)
         try:
-            caused = self._replay(history)
+            caused = self._execution.apply(history)
             self._releaser.recall(history)
             await self._claim(caused)
         except (NonDeterminismError, PayloadTooLargeError) as error:
             await self._end_failed(last.number + 1, error, is_claim=True)
-
-    def _replay(self, history: Sequence[Event]) -> list[Event]:
-        """Bring the execution to where the history ends; what the history lacks."""
-        if len(history) > 1:
-            return self._execution.apply(history)
-        # The client wrote the start; its code has not run yet, so that this is no replay.
-        started, *caused = self._execution.apply([self._started.stamped(0, self._started.time_us)])
-        assert started == self._started, "the start is the first event of its execution"
-        return caused
 
     async def _claim(self, caused: Sequence[Event]) -> None:
         """Append OwnerClaimed with the attempts that are submitted again, after what replay added; then release it."""
