@@ -298,11 +298,11 @@ def verify_blob(hub: Path, key: str, size: int) -> None:
 
 def verify_index(hub: Path, newest: dict[str, Log | None], report: Report) -> None:
     """The open set holds the unfinished instances and no others; each ended one has its summary."""
-    open_keys = {path.relative_to(hub).as_posix() for path in (hub / "index/open").glob("*/*") if path.name[0] != "."}
+    open_keys = {path.relative_to(hub).as_posix() for path in (hub / "index/open").glob("*") if path.name[0] != "."}
     summaries = (path.name.split(".", 2) for path in (hub / "index/ended").glob("*/*.*.*"))
     statuses = {name: status for _, status, name in summaries}
     for folder, log in newest.items():
-        key = folder.replace("instances/", "index/open/", 1)
+        key = f"index/open/{folder.rsplit('/', 1)[-1]}"
         is_open = key in open_keys
         open_keys.discard(key)
         if log is None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -448,7 +449,9 @@ class Connection:
             pid=0,
             renewed_us=self._clock.now_us(),
         )
-        if not await claim_hub_epoch(hub.store, hub.keys, epoch, lease.to_json()):
+        # The nonce tells our claim from one that another process made at the same moment.
+        claim = {**lease.to_json(), "nonce": secrets.token_hex(8)}
+        if not await claim_hub_epoch(hub.store, hub.keys, epoch, claim):
             return None
         await write_lease(hub.store, hub.keys, lease.to_json())
         return epoch

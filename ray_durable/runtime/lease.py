@@ -14,8 +14,12 @@ from typing import Any
 from ray_durable.errors import FencedError
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.ports import Clock
+from ray_durable.runtime.supervisor import ORPHAN_AGE_US
 from ray_durable.storage import (
+    OpenEntry,
+    add_open,
     current_hub_epoch,
+    find_open,
     latest_execution,
     list_open,
     read_hub_epoch,
@@ -78,6 +82,7 @@ class LeaseKeeper:
         self._hub = hub
         self._lease = lease
         self._clock = clock
+        self._open: dict[str, OpenEntry] = {}
 
     async def renew_lease(self) -> None:
         """Renew; FencedError once a higher epoch exists."""
@@ -90,15 +95,22 @@ class LeaseKeeper:
 
     async def open_instances(self) -> Sequence[tuple[str, int]]:
         """See `HubIndex`."""
-        return [(entry.instance_id, entry.entered_us) for entry in await list_open(self._hub.store, self._hub.keys)]
+        entries = await list_open(self._hub.store, self._hub.keys, cache=self._open)
+        return [(entry.instance_id, entry.entered_us) for entry in entries]
 
     async def is_orphan(self, instance_id: str) -> bool:
         """See `HubIndex`."""
         return await latest_execution(self._hub.store, self._hub.keys, instance_id) is None
 
     async def forget_orphan(self, instance_id: str) -> None:
-        """See `HubIndex`."""
-        await remove_open(self._hub.store, self._hub.keys, instance_id)
+        """See `HubIndex`. A start that lives after all is put back: it may have rewritten the entry, or come true."""
+        store, keys = self._hub.store, self._hub.keys
+        entry = await find_open(store, keys, instance_id)
+        if entry is None or self._clock.now_us() - entry.entered_us < ORPHAN_AGE_US:
+            return
+        await remove_open(store, keys, instance_id)
+        if await latest_execution(store, keys, instance_id) is not None:
+            await add_open(store, keys, entry)
 
 
 async def find_lease(hub: OpenHub) -> Lease | None:

@@ -18,11 +18,11 @@ from typing import Protocol
 from ray_durable.errors import DurableError, FencedError
 from ray_durable.runtime.ports import ActorDirectory, Clock
 
-__all__ = ["HubIndex", "Supervisor"]
+__all__ = ["ORPHAN_AGE_US", "HubIndex", "Supervisor"]
 
 logger = logging.getLogger(__name__)
 
-_ORPHAN_AGE_US = 3_600 * 1_000_000
+ORPHAN_AGE_US = 3_600 * 1_000_000
 """An entry of the open set without an instance this old belongs to a start that never happened."""
 
 
@@ -39,7 +39,7 @@ class HubIndex(Protocol):
         """Whether the entry has no instance behind it."""
 
     async def forget_orphan(self, instance_id: str) -> None:
-        """Remove the entry."""
+        """Remove the entry, unless its start turns out to live."""
 
 
 class Supervisor:
@@ -105,6 +105,6 @@ class Supervisor:
         """A start writes the open entry first; one that died in between leaves an entry with nothing behind it."""
         if not await self._index.is_orphan(instance_id):
             return False
-        if self._clock.now_us() - entered_us > _ORPHAN_AGE_US:
+        if self._clock.now_us() - entered_us > ORPHAN_AGE_US:
             await self._index.forget_orphan(instance_id)
         return True

@@ -77,15 +77,21 @@ async def find_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> Open
     return _open_entry(await store.get(keys.open_entry(instance_id)))
 
 
-async def list_open(store: ObjectStore, keys: HubKeys) -> list[OpenEntry]:
-    """The whole open set, oldest first."""
-    folders = [f"{keys.open_set}{name}" for name in await store.list_folder(keys.open_set) if name.endswith("/")]
-    names = await _in_groups(store.list_folder, folders)
-    paths = [f"{folder}{name}" for folder, below in zip(folders, names, strict=True) for name in below]
-    entries = map(_open_entry, await _in_groups(store.get, [path for path in paths if not path.endswith("/")]))
-    return sorted(
-        (entry for entry in entries if entry is not None), key=lambda entry: (entry.entered_us, entry.instance_id)
-    )
+async def list_open(store: ObjectStore, keys: HubKeys, *, cache: dict[str, OpenEntry] | None = None) -> list[OpenEntry]:
+    """The whole open set, oldest first.
+
+    A caller that looks again and again keeps a `cache`: only names that are new are read, so that a look costs one
+    listing. What changed in an entry since it was read is then not seen.
+    """
+    cache = {} if cache is None else cache
+    names = [name for name in await store.list_folder(keys.open_set) if not name.endswith("/")]
+    new = [name for name in names if name not in cache]
+    found = await _in_groups(store.get, [f"{keys.open_set}{name}" for name in new])
+    read = {name: entry for name, data in zip(new, found, strict=True) if (entry := _open_entry(data)) is not None}
+    entries = {name: cache.get(name) or read[name] for name in names if name in cache or name in read}
+    cache.clear()
+    cache.update(entries)
+    return sorted(entries.values(), key=lambda entry: (entry.entered_us, entry.instance_id))
 
 
 def _open_entry(data: bytes | None) -> OpenEntry | None:

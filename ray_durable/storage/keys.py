@@ -163,12 +163,12 @@ class HubKeys:
 
     @property
     def open_set(self) -> str:
-        """Folder of the open set's folders."""
+        """Folder of the open set: one, so that one listing shows all that runs."""
         return f"{self.hub}/index/open/"
 
     def open_entry(self, instance_id: str) -> str:
         """The entry of an unfinished instance."""
-        return f"{self.open_set}{_spread(instance_id)}/{encode_id(instance_id)}"
+        return f"{self.open_set}{encode_id(instance_id)}"
 
     @property
     def ended(self) -> str:

@@ -102,6 +102,19 @@ class TestOpenSet:
         assert await list_open(store, KEYS) == entries
 
     @with_store
+    async def test_a_second_look_with_a_cache_reads_new_names_only(self, store: ObjectStore) -> None:
+        """Entries that went are forgotten, new ones are read, the others are not read again."""
+        cache: dict[str, OpenEntry] = {}
+        await add_open(store, KEYS, entry("a"))
+        await add_open(store, KEYS, entry("b"))
+        assert await list_open(store, KEYS, cache=cache) == [entry("a"), entry("b")]
+        await remove_open(store, KEYS, "a")
+        await add_open(store, KEYS, entry("c"))
+        await store.put(KEYS.open_entry("b"), b"not read again")
+        assert await list_open(store, KEYS, cache=cache) == [entry("b"), entry("c")]
+        assert {kept.instance_id for kept in cache.values()} == {"b", "c"}
+
+    @with_store
     async def test_foreign_objects_are_skipped(self, store: ObjectStore) -> None:
         """What is no entry hides none, wherever it lies."""
         await add_open(store, KEYS, entry("good"))
@@ -111,6 +124,7 @@ class TestOpenSet:
         await store.put(f"{KEYS.open_set}README", b"x")
         await store.put(f"{place}/folder/object", b"x")
         assert await list_open(store, KEYS) == [entry("good")]
+        assert await list_open(store, KEYS, cache={}) == [entry("good")]
         await store.put(KEYS.open_entry("bad"), b"\x00")
         assert await find_open(store, KEYS, "bad") is None
 
