@@ -61,6 +61,9 @@ _LINGER_S = 1.0
 _PARKED_CALLS_MAX = 100_000
 _RESOURCES_AGE_S_MAX = 5.0
 _REPAIR_PAUSE_S = 0.2
+_RENEWALS_OF_THE_LIVING = 3
+"""States of a lease that a process must see, one after the other, to believe in a holder that does not answer."""
+
 _CPUS_FREE_SLOTS = 32
 """Slices in flight of an activity that asks for no resource at all."""
 
@@ -329,6 +332,7 @@ class Connection:
             ConfigurationError: a local root on several nodes.
         """
         with self._opening:
+            renewals: set[int] = set()
             while True:
                 lease = self._run(find_lease(self._hub))
                 if lease is not None and lease.is_living(self._clock.now_us()):
@@ -336,6 +340,10 @@ class Connection:
                         self._use(lease.epoch)
                         return
                     if not takeover:
+                        renewals.add(lease.renewed_us)
+                        if self._may_be_ending(lease, len(renewals)):
+                            time.sleep(_REPAIR_PAUSE_S)
+                            continue
                         raise HubHeldError(
                             f"The hub {self._address.hub!r} at {self._address.root} is held by the Ray cluster at "
                             f"{lease.cluster} (host {lease.host}), which this process is not connected to: connect to "
@@ -348,6 +356,14 @@ class Connection:
                     self._cluster.kill_others()
                     self._use(epoch)
                     return
+
+    @staticmethod
+    def _may_be_ending(lease: Lease, renewal_count: int) -> bool:
+        """Whether a holder that cannot be joined may just be ending: nobody answers, and nobody keeps renewing.
+
+        A lease is renewed every two seconds, and once more at most while its cluster falls apart.
+        """
+        return renewal_count < _RENEWALS_OF_THE_LIVING and not lease.is_reachable()
 
     async def repair(self) -> None:
         """Something did not answer: take the hub over if its cluster is gone, else give it a moment."""
@@ -416,7 +432,7 @@ class Connection:
         _use_token()
         try:
             ray.init(address=lease.cluster, logging_level=logging.WARNING, log_to_driver=self._log_to_driver())
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
             logger.warning("the cluster at %s cannot be joined: %s", lease.cluster, error)
             return False
         return True
