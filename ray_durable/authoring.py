@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from datetime import timedelta
 from typing import (
     Any,
     ClassVar,
@@ -62,7 +61,7 @@ class ActivityOptions(TypedDict, total=False):
 class Activity(DurableFunction, Generic[P, R_co]):
     """A function that orchestrators call by `ctx.call_activity` or `ctx.map`; it runs as a Ray task, at least once.
 
-    `ray_options` go to Ray. `retry` is the default policy of its calls, `timeout` bounds one attempt. `is_local` ones
+    `ray_options` go to Ray. `retry` is the default policy of its calls. `is_local` ones
     run in the orchestrator's process. `max_slice` bounds how many items of a map one task may take (None: no bound).
     """
 
@@ -74,14 +73,12 @@ class Activity(DurableFunction, Generic[P, R_co]):
         *,
         name: str | None = None,
         retry: RetryPolicy | None = None,
-        timeout: timedelta | None = None,
         local: bool = False,
         max_slice: int | None = None,
         ray_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(function, name=name)
         self.retry = retry
-        self.timeout = timeout
         self.is_local = local
         self.is_async = inspect.iscoroutinefunction(function)
         self.max_slice = max_slice
@@ -149,7 +146,6 @@ def activity(
     *,
     name: str | None = None,
     retry: RetryPolicy | None = None,
-    timeout: timedelta | None = None,
     local: bool = False,
     max_slice: int | None = None,
     **ray_options: Unpack[ActivityOptions],
@@ -160,7 +156,6 @@ def activity(
     *,
     name: str | None = None,
     retry: RetryPolicy | None = None,
-    timeout: timedelta | None = None,
     local: bool = False,
     max_slice: int | None = None,
     **ray_options: Any,
@@ -171,7 +166,7 @@ def activity(
         ConfigurationError: an unknown option, a value that cannot work, or a name that another module has taken.
         InvalidOrchestratorError: the object is not a function.
     """
-    _check_options(name=name, retry=retry, timeout=timeout, max_slice=max_slice, ray_options=ray_options)
+    _check_options(name=name, retry=retry, max_slice=max_slice, ray_options=ray_options)
 
     def decorate(function: Callable[..., Any]) -> Activity[Any, Any]:
         _check_activity(function)
@@ -181,7 +176,6 @@ def activity(
                 function,
                 name=name,
                 retry=retry,
-                timeout=timeout,
                 local=local,
                 max_slice=max_slice,
                 ray_options=ray_options,
@@ -225,14 +219,13 @@ _RAY_OPTIONS_REPLACED = {
     "concurrency_groups": "those are for actors",
     "lifetime": "those are for actors",
 }
-_OWN_OPTIONS = ("name", "retry", "timeout", "local", "max_slice")
+_OWN_OPTIONS = ("name", "retry", "local", "max_slice")
 
 
 def _check_options(
     *,
     name: object,
     retry: object,
-    timeout: object,
     max_slice: object,
     ray_options: Mapping[str, Any],
 ) -> None:
@@ -243,8 +236,6 @@ def _check_options(
     _check_name(name)
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise ConfigurationError(f"retry is {retry!r}: give a RetryPolicy, such as RetryPolicy(max_attempts=5)")
-    if timeout is not None and (not isinstance(timeout, timedelta) or timeout <= timedelta(0)):
-        raise ConfigurationError(f"timeout is {timeout!r}: give a positive timedelta")
     if max_slice is not None and (not isinstance(max_slice, int) or max_slice < 1):
         raise ConfigurationError(f"max_slice is {max_slice!r}: give the most items that one task may take, at least 1")
     for option in ("num_cpus", "num_gpus", "memory"):

@@ -139,11 +139,16 @@ class OwnerClaimed(Input):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCompleted(Input):
-    """The activity of `task` returned. `attempt` is the submission that did."""
+    """The activity of `task` returned.
+
+    `attempt` is that of its TaskScheduled. `lost_workers` counts the workers that died with the call before: it may
+    have run that many times more.
+    """
 
     task: int
     result: Payload
     attempt: int = 1
+    lost_workers: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +158,7 @@ class TaskFailed(Input):
     task: int
     failure: Failure
     attempt: int = 1
+    lost_workers: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +166,7 @@ class MapCompleted(Input):
     """The items `start` to `start + count - 1` of `map` have outcomes.
 
     `failures` are (offset from `start`, failure), in ascending order; `results` encodes the list of the other items'
-    results, in order.
+    results, in order. `lost_workers` adds up, over these items, the workers that died with them before.
     """
 
     map: int
@@ -168,6 +174,7 @@ class MapCompleted(Input):
     count: int
     results: Payload
     failures: tuple[tuple[int, Failure], ...] = ()
+    lost_workers: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

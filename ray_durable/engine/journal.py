@@ -25,7 +25,8 @@ _InputT = TypeVar("_InputT", bound=Input)
 
 _ADVICE = (
     "The orchestrator's code, or something it depends on (time, random, environment, order of a set), is not what it "
-    "was when this history was made. Deploy the former code to let the instance go on, or start a new one."
+    "was when this history was made. The instance has failed; start another with the present code, and let running "
+    "ones end on the code that they began with."
 )
 
 

@@ -63,6 +63,8 @@ class Lane(ABC):
         self._policy = policy
         self._pending: deque[Range] = deque()
         self._suspects: deque[Range] = deque()
+        # Workers that died with a call: in whatever company, and alone.
+        self._lost: dict[int, int] = {}
         self._losses: dict[int, int] = {}
         # In flight, and nobody waits for them any more.
         self._unwanted: set[int] = set()
@@ -119,6 +121,8 @@ class Lane(ABC):
             # Ended on purpose: that says nothing of the calls that are still wanted.
             self._wait_again(start, stop)
             return []
+        for index in range(start, stop):
+            self._lost[index] = self._lost.get(index, 0) + 1
         if stop - start > 1:
             middle = (start + stop) // 2
             self._suspects.extend(((start, middle), (middle, stop)))
@@ -230,20 +234,26 @@ class TaskLane(Lane):
     def _outcomes(self, start: int, stop: int, report: SliceReport) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for index, outcome in zip(range(start, stop), report.outcomes, strict=True):
-            request = self._forget(index)
             result, failure = (outcome, None) if isinstance(outcome, Payload) else (None, outcome)
-            outcomes.append(TaskOutcome(task=request.task, attempt=request.attempt, result=result, failure=failure))
+            outcomes.append(self._outcome(index, result, failure))
         return outcomes
 
     def _failed(self, index: int, failure: Failure) -> Outcome:
+        return self._outcome(index, None, failure)
+
+    def _outcome(self, index: int, result: Payload | None, failure: Failure | None) -> TaskOutcome:
+        lost = self._lost.get(index, 0)
         request = self._forget(index)
-        return TaskOutcome(task=request.task, attempt=request.attempt, result=None, failure=failure)
+        return TaskOutcome(
+            task=request.task, attempt=request.attempt, result=result, failure=failure, lost_workers=lost
+        )
 
     def _drop(self, indices: Iterable[int]) -> None:
         for index in indices:
             self._forget(index)
 
     def _forget(self, index: int) -> TaskRequest:
+        self._lost.pop(index, None)
         request = self._requests.pop(index)
         del self._index_of[request.task]
         return request
@@ -302,14 +312,22 @@ class MapLane(Lane):
         self, start: int, stop: int, results: Payload, failures: tuple[tuple[int, Failure], ...]
     ) -> MapOutcomes:
         attempt = self._attempts.get(start, 1)
+        lost = sum(self._lost.get(index, 0) for index in range(start, stop)) if self._lost else 0
         self._drop(range(start, stop))
         return MapOutcomes(
-            map=self.map, attempt=attempt, start=start, count=stop - start, results=results, failures=failures
+            map=self.map,
+            attempt=attempt,
+            start=start,
+            count=stop - start,
+            results=results,
+            failures=failures,
+            lost_workers=lost,
         )
 
     def _drop(self, indices: Iterable[int]) -> None:
-        for index in indices if self._attempts else ():
+        for index in indices if self._attempts or self._lost else ():
             self._attempts.pop(index, None)
+            self._lost.pop(index, None)
 
 
 def _without(part: Range, indices: set[int]) -> tuple[list[Range], list[int]]:

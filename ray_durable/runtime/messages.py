@@ -60,6 +60,8 @@ class TaskOutcome:
     attempt: int
     result: Payload | None
     failure: Failure | None
+    lost_workers: int = 0
+    """How many workers died with this call before."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,6 +74,7 @@ class MapOutcomes:
     count: int
     results: Payload
     failures: tuple[tuple[int, Failure], ...]
+    lost_workers: int = 0
 
 
 Outcome = TaskOutcome | MapOutcomes

@@ -79,7 +79,7 @@ def decode_events(lines: Iterable[bytes], sections: Sequence[bytes], *, key: str
             events.append(reader(record, sections, {"number": record["n"], "time_us": record["t"]}))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CorruptLogError(
-                f"{key} holds a line that is no event ({error!r}): {line[:200]!r}", key=key
+                f"{key} holds a line that is no event ({type(error).__name__} in line {len(events) + 1})", key=key
             ) from error
     return events
 
@@ -126,6 +126,10 @@ def _failure(fields: dict[str, Any]) -> Failure:
         non_retryable=fields.get("non_retryable", False),
         cause=_failure(fields["cause"]) if "cause" in fields else None,
     )
+
+
+def _lost(event: TaskCompleted | TaskFailed | MapCompleted) -> str:
+    return f',"lost_workers":{event.lost_workers}' if event.lost_workers else ""
 
 
 def _write_started(event: ExecutionStarted, sections: list[bytes]) -> str:
@@ -194,7 +198,7 @@ def _write_map_completed(event: MapCompleted, sections: list[bytes]) -> str:
     fields: dict[str, Any] = {"map": event.map, "start": event.start, "count": event.count}
     if event.failures:
         fields["failures"] = [[offset, _failure_json(failure)] for offset, failure in event.failures]
-    return f',{_text(fields)[1:-1]},"results":{_payload_text(event.results, sections)}'
+    return f',{_text(fields)[1:-1]}{_lost(event)},"results":{_payload_text(event.results, sections)}'
 
 
 def _read_map_completed(record: dict[str, Any], sections: Sequence[bytes], place: dict[str, int]) -> Event:
@@ -205,6 +209,7 @@ def _read_map_completed(record: dict[str, Any], sections: Sequence[bytes], place
         count=record["count"],
         results=_payload(record["results"], sections),
         failures=tuple((offset, _failure(failure)) for offset, failure in record.get("failures", ())),
+        lost_workers=record.get("lost_workers", 0),
     )
 
 
@@ -227,8 +232,12 @@ _WRITERS: dict[type[Event], _Fields] = {
     ExecutionStarted: _write_started,
     OwnerClaimed: _write_claimed,
     TaskScheduled: _write_task,
-    TaskCompleted: lambda e, s: f',"task":{e.task},"attempt":{e.attempt},"result":{_payload_text(e.result, s)}',
-    TaskFailed: lambda e, _: f',"task":{e.task},"attempt":{e.attempt},"failure":{_text(_failure_json(e.failure))}',
+    TaskCompleted: lambda e, s: (
+        f',"task":{e.task},"attempt":{e.attempt}{_lost(e)},"result":{_payload_text(e.result, s)}'
+    ),
+    TaskFailed: lambda e, _: (
+        f',"task":{e.task},"attempt":{e.attempt}{_lost(e)},"failure":{_text(_failure_json(e.failure))}'
+    ),
     TaskCanceled: lambda e, _: f',"task":{e.task}',
     MapScheduled: lambda e, s: f',"name":{_text(e.name)},"count":{e.count},"items":{_payload_text(e.items, s)}',
     MapItemsScheduled: lambda e, _: f',"map":{e.map},"attempt":{e.attempt},"items":{_text(e.items)}',
@@ -250,10 +259,18 @@ _READERS: dict[str, _Reader] = {
     "OwnerClaimed": _read_claimed,
     "TaskScheduled": _read_task,
     "TaskCompleted": lambda r, s, at: TaskCompleted(
-        **at, task=r["task"], attempt=r["attempt"], result=_payload(r["result"], s)
+        **at,
+        task=r["task"],
+        attempt=r["attempt"],
+        lost_workers=r.get("lost_workers", 0),
+        result=_payload(r["result"], s),
     ),
     "TaskFailed": lambda r, _, at: TaskFailed(
-        **at, task=r["task"], attempt=r["attempt"], failure=_failure(r["failure"])
+        **at,
+        task=r["task"],
+        attempt=r["attempt"],
+        lost_workers=r.get("lost_workers", 0),
+        failure=_failure(r["failure"]),
     ),
     "TaskCanceled": lambda r, _, at: TaskCanceled(**at, task=r["task"]),
     "MapScheduled": lambda r, s, at: MapScheduled(

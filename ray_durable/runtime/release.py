@@ -26,7 +26,7 @@ from ray_durable.engine import (
     TaskScheduled,
 )
 from ray_durable.payload import Payload
-from ray_durable.runtime.messages import Attachment, MapOutcomes, MapRequest, Outcome, TaskOutcome, TaskRequest
+from ray_durable.runtime.messages import Attachment, MapOutcomes, MapRequest, Outcome, TaskRequest
 from ray_durable.target import ActivityTarget
 
 __all__ = ["Released", "Releaser", "Resubmission", "outcome_event"]
@@ -53,14 +53,20 @@ class Resubmission(Released):
 
 def outcome_event(outcome: Outcome) -> Event:
     """The input that an outcome is to the engine."""
-    if isinstance(outcome, TaskOutcome):
-        if outcome.failure is not None:
-            return TaskFailed(task=outcome.task, failure=outcome.failure, attempt=outcome.attempt)
-        assert outcome.result is not None, "an outcome is a result or a failure"
-        return TaskCompleted(task=outcome.task, result=outcome.result, attempt=outcome.attempt)
-    return MapCompleted(
-        map=outcome.map, start=outcome.start, count=outcome.count, results=outcome.results, failures=outcome.failures
-    )
+    if isinstance(outcome, MapOutcomes):
+        return MapCompleted(
+            map=outcome.map,
+            start=outcome.start,
+            count=outcome.count,
+            results=outcome.results,
+            failures=outcome.failures,
+            lost_workers=outcome.lost_workers,
+        )
+    task, attempt, lost = outcome.task, outcome.attempt, outcome.lost_workers
+    if outcome.failure is not None:
+        return TaskFailed(task=task, failure=outcome.failure, attempt=attempt, lost_workers=lost)
+    assert outcome.result is not None, "an outcome is a result or a failure"
+    return TaskCompleted(task=task, result=outcome.result, attempt=attempt, lost_workers=lost)
 
 
 class Releaser:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, assert_type
 
 import pytest
@@ -34,7 +33,7 @@ def score(path: str, weight: float = 1.0) -> float:
     return len(path) * weight
 
 
-@activity(name="tests.fetch", num_cpus=2, retry=RetryPolicy(max_attempts=3), timeout=timedelta(seconds=5))
+@activity(name="tests.fetch", num_cpus=2, retry=RetryPolicy(max_attempts=3))
 async def fetch(url: str) -> bytes:
     return url.encode()
 
@@ -104,7 +103,6 @@ def test_a_decorated_function_shows_name_options_and_signature() -> None:
     assert score.__doc__ == "Score a file."
     assert fetch.ray_options == {"num_cpus": 2}
     assert fetch.retry == RetryPolicy(max_attempts=3)
-    assert fetch.timeout == timedelta(seconds=5)
     assert (fetch.is_async, score.is_async, score.is_local) == (True, False, False)
     assert list(score.signature.parameters) == ["path", "weight"]
     assert list(review.signature.parameters) == ["folder", "deep"]
@@ -179,15 +177,13 @@ def test_what_cannot_be_an_activity_is_refused(function: Any) -> None:
     ("options", "words"),
     [
         ({"num_cpu": 1}, "Did you mean num_cpus?"),
-        ({"colour": "red"}, "Valid options: name, retry, timeout, local, max_slice, num_cpus"),
+        ({"colour": "red"}, "Valid options: name, retry, local, max_slice, num_cpus"),
         ({"max_retries": 3}, "retry=RetryPolicy(max_attempts="),
         ({"num_returns": 2}, "return a tuple"),
         ({"num_cpus": -1}, "num_cpus is -1"),
         ({"num_gpus": "all"}, "num_gpus is 'all'"),
         ({"memory": True}, "memory is True"),
         ({"resources": ["tpu"]}, "give a dict"),
-        ({"timeout": 5}, "give a positive timedelta"),
-        ({"timeout": timedelta(0)}, "give a positive timedelta"),
         ({"retry": 3}, "RetryPolicy(max_attempts=5)"),
         ({"max_slice": 0}, "at least 1"),
         ({"name": ""}, "1 to 256 printable"),
