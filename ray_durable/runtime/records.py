@@ -77,7 +77,7 @@ def decode_events(lines: Iterable[bytes], sections: Sequence[bytes], *, key: str
                     key=key,
                 )
             events.append(reader(record, sections, {"number": record["n"], "time_us": record["t"]}))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             raise CorruptLogError(
                 f"{key} holds a line that is no event ({type(error).__name__} in line {len(events) + 1})", key=key
             ) from error

@@ -315,3 +315,31 @@ async def mixed(ctx: durable.OrchestrationContext) -> list[object]:
 @durable.orchestrator
 async def two_functions(ctx: durable.OrchestrationContext) -> list[int]:
     return list(await asyncio.gather(ctx.call_activity(add_one, 1), ctx.call_activity(double, 1)))
+
+
+# These note nothing: they run where no activity is current, or where only their results matter.
+
+
+@durable.activity
+def same(value: int) -> int:
+    return value
+
+
+@durable.activity
+async def async_raises(value: int) -> int:
+    await asyncio.sleep(0)
+    if value == 1:
+        raise ValueError("no 1")
+    return value
+
+
+@durable.activity
+def odd_fails_quietly(value: int) -> int:
+    if value % 2:
+        raise ValueError(f"{value} is odd")
+    return value
+
+
+@durable.activity
+def letters_quietly(count: int) -> str:
+    return "x" * count

@@ -1,0 +1,243 @@
+"""The supervisor over real storage: who gets an actor, who waits, and when it stands down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from ray_durable.errors import FencedError, StoreUnavailableError
+from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.lease import Lease, LeaseKeeper
+from ray_durable.runtime.supervisor import Supervisor
+from ray_durable.storage import OpenEntry, claim_hub_epoch, find_open, read_lease
+from tests.runtime import flows
+from tests.support.skipping_loop import simulated
+from tests.support.world import SpyStore, World
+
+HOUR_S = 3_600
+
+
+class Directory:
+    """`ActorDirectory` of names."""
+
+    def __init__(self) -> None:
+        self.actors: list[str] = []
+
+    async def live(self) -> set[str]:
+        await asyncio.sleep(0)
+        return set(self.actors)
+
+    async def create(self, instance_ids: Sequence[str]) -> None:
+        await asyncio.sleep(0)
+        self.actors += [instance_id for instance_id in instance_ids if instance_id not in self.actors]
+
+
+class Office:
+    """A supervisor of epoch 1 with its surroundings."""
+
+    def __init__(self, *, live_max: int = 10) -> None:
+        self.world = World()
+        self.store = SpyStore(self.world.objects)
+        self.hub = OpenHub(self.world.address, self.store, epoch=1)
+        self.directory = Directory()
+        lease = Lease(epoch=1, cluster="10.0.0.1:6379", host="here", boot="", pid=0)
+        self.keeper = LeaseKeeper(self.hub, lease, self.world.clock)
+        self.supervisor = Supervisor(self.keeper, self.directory, self.world.clock, live_max=live_max)
+
+    async def start(self, *instance_ids: str) -> None:
+        for instance_id in instance_ids:
+            await self.world.start(flows.approval, instance_id=instance_id)
+            await asyncio.sleep(0.001)
+
+    async def enter_orphan(self, instance_id: str) -> None:
+        """What a start leaves that dies between its two writes."""
+        await self.hub.enter(
+            OpenEntry(instance_id=instance_id, name="approval", request_id="r", entered_us=self.world.clock.now_us())
+        )
+
+    async def is_entered(self, instance_id: str) -> bool:
+        return await find_open(self.world.objects, self.hub.keys, instance_id) is not None
+
+
+@simulated
+async def test_every_open_instance_without_an_actor_gets_one() -> None:
+    """Also those whose actor died, or whose client died before it asked for one."""
+    office = Office()
+    await office.start("a", "b", "c")
+    office.directory.actors = ["b"]
+    await office.supervisor.round()
+    assert sorted(office.directory.actors) == ["a", "b", "c"]
+    office.directory.actors.remove("a")
+    await office.supervisor.round()
+    assert sorted(office.directory.actors) == ["a", "b", "c"]
+
+
+@simulated
+async def test_ended_instances_get_none() -> None:
+    """They have left the open set."""
+    office = Office()
+    await office.world.run(flows.chain, 1)
+    await office.supervisor.round()
+    assert office.directory.actors == []
+
+
+@simulated
+async def test_a_cap_leaves_the_youngest_waiting_until_there_is_room() -> None:
+    """Two at a time, oldest first; the status of the rest is Pending."""
+    office = Office(live_max=2)
+    await office.start("z", "y", "x", "w")
+    await office.supervisor.round()
+    assert office.directory.actors == ["z", "y"]
+    assert (await office.world.status("x")).runtime_status == "Pending"
+    await office.supervisor.round()
+    assert office.directory.actors == ["z", "y"]
+    office.directory.actors.remove("z")
+    await office.hub.record_end("z", (await office.hub.tail("z")).header.status)
+    await office.supervisor.round()
+    assert office.directory.actors == ["y", "x"]
+
+
+@simulated
+async def test_a_start_is_admitted_at_once_if_there_is_room() -> None:
+    """No round is waited for; over the cap the next round decides."""
+    office = Office(live_max=1)
+    await office.start("a", "b")
+    await office.supervisor.admit("a")
+    await office.supervisor.admit("b")
+    await office.supervisor.admit("a")
+    assert office.directory.actors == ["a"]
+
+
+@simulated
+async def test_somebody_who_wants_to_talk_gets_the_actor_over_the_cap() -> None:
+    """Terminating a waiting instance must be possible while others fill the cap."""
+    office = Office(live_max=1)
+    await office.start("a", "b")
+    await office.supervisor.round()
+    await office.supervisor.activate("b")
+    assert office.directory.actors == ["a", "b"]
+
+
+@simulated
+async def test_an_entry_without_an_instance_gets_no_actor_and_takes_no_room() -> None:
+    """A start is under way, or died: nobody knows yet."""
+    office = Office(live_max=1)
+    await office.enter_orphan("never")
+    await office.start("a")
+    await office.supervisor.round()
+    assert office.directory.actors == ["a"]
+    assert await office.is_entered("never")
+
+
+@simulated
+async def test_an_entry_without_an_instance_is_removed_after_an_hour() -> None:
+    """No sooner."""
+    office = Office()
+    await office.enter_orphan("never")
+    await asyncio.sleep(HOUR_S - 10)
+    await office.supervisor.round()
+    assert await office.is_entered("never")
+    await asyncio.sleep(20)
+    await office.supervisor.round()
+    assert not await office.is_entered("never")
+
+
+@simulated
+async def test_an_entry_that_a_new_start_has_rewritten_is_kept() -> None:
+    """The old start died, a new one has just begun: its entry is not the old one."""
+    office = Office()
+    await office.enter_orphan("late")
+    await asyncio.sleep(HOUR_S + 10)
+    orphan_key = office.hub.keys.executions("late")
+
+    async def start_again(operation: str, key: str) -> None:
+        if operation == "list" and key == orphan_key:
+            office.store.after = None
+            await office.enter_orphan("late")
+
+    office.store.after = start_again
+    await office.supervisor.round()
+    assert await office.is_entered("late")
+
+
+@simulated
+async def test_a_start_that_finishes_after_an_hour_gets_its_entry_back() -> None:
+    """Its segment 0 appears while the entry is being removed: the instance must be found."""
+    office = Office()
+    await office.start("slow")
+    segment_key = office.hub.keys.execution("slow", 1)
+    segment = await office.world.objects.get(segment_key)
+    assert segment is not None
+    await office.world.objects.delete_many([segment_key])
+    await asyncio.sleep(HOUR_S + 10)
+
+    async def land(operation: str, key: str) -> None:
+        if operation == "delete":
+            await office.world.objects.put(segment_key, segment)
+
+    office.store.before = land
+    await office.supervisor.round()
+    assert await office.is_entered("slow")
+    await office.supervisor.round()
+    assert office.directory.actors == ["slow"]
+
+
+@simulated
+async def test_each_round_renews_the_lease() -> None:
+    """With the time of the holder's clock."""
+    office = Office()
+    await office.supervisor.round()
+    lease = await read_lease(office.world.objects, office.hub.keys)
+    assert lease is not None
+    assert lease["renewed_us"] == office.world.clock.now_us()
+
+
+@simulated
+async def test_a_newer_hub_epoch_makes_it_stand_down() -> None:
+    """It raises, makes no actor any more, and leaves the newer holder's lease alone."""
+    office = Office()
+    running = asyncio.create_task(office.supervisor.run())
+    await asyncio.sleep(5)
+    assert office.supervisor.rounds > 1
+    assert await claim_hub_epoch(office.world.objects, office.hub.keys, 2, {"epoch": 2})
+    lease = await read_lease(office.world.objects, office.hub.keys)
+    await office.start("a")
+    with pytest.raises(FencedError, match="epoch 2 replaced 1"):
+        await asyncio.wait_for(running, 60)
+    assert office.directory.actors == []
+    assert await read_lease(office.world.objects, office.hub.keys) == lease
+
+
+@simulated
+async def test_a_store_that_fails_for_a_while_delays_it() -> None:
+    """Round after round is tried; the first that succeeds does the work."""
+    office = Office()
+    await office.start("a")
+
+    async def down(operation: str, key: str) -> None:
+        raise StoreUnavailableError("503", url=office.store.url)
+
+    office.store.before = down
+    running = asyncio.create_task(office.supervisor.run())
+    await asyncio.sleep(60)
+    assert office.supervisor.rounds == 0
+    office.store.before = None
+    await asyncio.sleep(5)
+    assert office.directory.actors == ["a"]
+    running.cancel()
+
+
+@simulated
+async def test_a_nudge_shortens_the_wait() -> None:
+    """Something was started: the next round begins at once."""
+    office = Office()
+    running = asyncio.create_task(office.supervisor.run())
+    await office.world.until(lambda: office.supervisor.rounds == 1)
+    await office.start("a")
+    began_s = asyncio.get_running_loop().time()
+    office.supervisor.nudge()
+    await office.world.until(lambda: office.directory.actors)
+    assert asyncio.get_running_loop().time() - began_s < 0.3
+    running.cancel()
