@@ -8,6 +8,7 @@ hub, or takes the hub over when its holder is gone, starting a local Ray if ther
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -27,6 +28,7 @@ from ray_durable.errors import (
     ClusterConnectionError,
     ConfigurationError,
     FunctionNotFoundError,
+    HubHeldError,
     InstanceEndedError,
     InstanceExistsError,
     InvalidIdError,
@@ -452,7 +454,9 @@ class Hub(HubReader):
         try:
             await self._connection.admit(instance_id)
         except ClusterConnectionError:
-            await self._connection.repair()
+            # Another cluster that holds the hub by now finds the instance, too.
+            with contextlib.suppress(HubHeldError):
+                await self._connection.repair()
 
     async def _command(self, instance_id: str, call: Callable[[Any], Awaitable[None]]) -> None:
         """Have the instance's actor do something that must be durable, however often that takes."""
@@ -480,7 +484,9 @@ class Hub(HubReader):
         try:
             return await self._connection.wait_ended(instance_id, wait_s)
         except ClusterConnectionError:
-            await self._connection.repair()
+            # What another cluster brings to its end shows in storage all the same.
+            with contextlib.suppress(HubHeldError):
+                await self._connection.repair()
             await asyncio.sleep(poll_s)
             return False
 

@@ -39,7 +39,7 @@ from ray_durable.runtime.channel import ChannelServer, Endpoint, ExchangeChannel
 from ray_durable.runtime.dispatcher import Dispatcher
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
-from ray_durable.runtime.lease import Lease, LeaseKeeper, find_lease
+from ray_durable.runtime.lease import Lease, LeaseKeeper, find_lease, is_cluster_reachable
 from ray_durable.runtime.loop_thread import LoopThread
 from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply, SliceReport, SliceWork
 from ray_durable.runtime.ports import DispatcherLostError, SystemClock
@@ -316,6 +316,7 @@ class Connection:
         self._ray_init = {"include_dashboard": False, "logging_level": logging.WARNING, **ray_init}
         self._clock = SystemClock()
         self._cluster = Cluster(address, 0)
+        self._joined = ""
         self._opening = threading.Lock()
         self._has_started_ray = False
 
@@ -344,11 +345,8 @@ class Connection:
                         if self._may_be_ending(lease, len(renewals)):
                             time.sleep(_REPAIR_PAUSE_S)
                             continue
-                        raise HubHeldError(
-                            f"The hub {self._address.hub!r} at {self._address.root} is held by the Ray cluster at "
-                            f"{lease.cluster} (host {lease.host}), which this process is not connected to: connect to "
-                            "that cluster first (ray.init), or pass takeover=True to make it stand down",
-                            holder=f"{lease.cluster} on {lease.host}",
+                        raise self._held(
+                            lease, "connect to that cluster first (ray.init), or pass takeover=True to make it stand down"
                         )
                 self._start_ray()
                 epoch = self._run(self._claim_epoch())
@@ -365,13 +363,28 @@ class Connection:
         """
         return renewal_count < _RENEWALS_OF_THE_LIVING and not lease.is_reachable()
 
+    def _held(self, lease: Lease, advice: str) -> HubHeldError:
+        return HubHeldError(
+            f"The hub {self._address.hub!r} at {self._address.root} is held by the Ray cluster at {lease.cluster} (host "
+            f"{lease.host}), which this process is not connected to: {advice}",
+            holder=f"{lease.cluster} on {lease.host}",
+        )
+
     async def repair(self) -> None:
-        """Something did not answer: take the hub over if its cluster is gone, else give it a moment."""
+        """Something did not answer: take the hub over if its cluster is gone, join a new holder, or give it a moment.
+
+        Raises:
+            HubHeldError: another cluster has taken the hub from the one that this process uses.
+        """
         lease = await find_lease(self._hub)
         if lease is None or not lease.is_living(self._clock.now_us()):
             await asyncio.to_thread(self._reopen)
-        else:
+        elif lease.cluster == self._joined:
             await asyncio.sleep(_REPAIR_PAUSE_S)
+        elif await asyncio.to_thread(is_cluster_reachable, self._joined):
+            raise self._held(lease, "it took the hub over. Whether this call had an effect is unknown; connect again")
+        else:
+            await asyncio.to_thread(self._reopen)
 
     async def admit(self, instance_id: str) -> None:
         """Tell the supervisor of a new instance. ClusterConnectionError if it cannot be reached."""
@@ -474,6 +487,7 @@ class Connection:
 
     def _use(self, epoch: int) -> None:
         self._hub.epoch = epoch
+        self._joined = ray.get_runtime_context().gcs_address
         self._cluster = Cluster(self._address, epoch)
         self._cluster.start(self._live_max)
 

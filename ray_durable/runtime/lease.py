@@ -28,7 +28,7 @@ from ray_durable.storage import (
     write_lease,
 )
 
-__all__ = ["Lease", "LeaseKeeper", "find_lease"]
+__all__ = ["Lease", "LeaseKeeper", "find_lease", "is_cluster_reachable"]
 
 STALE_US = 15_000_000
 """A lease that was not renewed for this long is nobody's."""
@@ -69,10 +69,7 @@ class Lease:
 
     def is_reachable(self) -> bool:
         """Whether the holder's Ray takes connections from here."""
-        host, _, port = self.cluster.rpartition(":")
-        with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), timeout=2):
-            return True
-        return False
+        return is_cluster_reachable(self.cluster)
 
 
 class LeaseKeeper:
@@ -111,6 +108,14 @@ class LeaseKeeper:
         await remove_open(store, keys, instance_id)
         if await latest_execution(store, keys, instance_id) is not None:
             await add_open(store, keys, entry)
+
+
+def is_cluster_reachable(address: str) -> bool:
+    """Whether the Ray at `address` takes connections from here."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), timeout=2):
+        return True
+    return False
 
 
 async def find_lease(hub: OpenHub) -> Lease | None:
