@@ -36,6 +36,7 @@ from ray_durable.errors import (
     OrchestrationFailedError,
     OrchestrationTerminatedError,
     SerializationError,
+    UnsupportedStoreError,
 )
 from ray_durable.function import DurableFunction
 from ray_durable.handle import Handle
@@ -364,6 +365,12 @@ class Hub(HubReader):
     ) -> None:
         from ray_durable.runtime.actors import Connection
 
+        if self.address.root.startswith("memory://"):
+            raise UnsupportedStoreError(
+                f"{self.address.root} lives in the memory of one process, and a hub's processes are many: use a folder, or "
+                "s3://, gs:// or az://",
+                url=self.address.root,
+            )
         variable = _variable_of(self.address)
         if options is not None:
             if Connection.is_ray_connected():

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import ray_durable as durable
 from ray_durable.client import HubReader
-
 from ray_durable.engine import ExecutionStarted, MapCompleted, TaskCompleted
 from tests.cluster.flows import ledger_path
 
@@ -169,16 +168,11 @@ class Terminal:
         self.process.wait()
 
     def end(self) -> set[int]:
-        """End the script and whatever of it is left; the processes that it had."""
-        self.look()
+        """End the script, at once; the processes that it had."""
+        self.kill()
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
         self._answers.close()
         return self._seen
 

@@ -166,9 +166,7 @@ def test_simultaneous_starts_of_one_id(hub: durable.Hub, instance_id: str) -> No
     """Of many starts under one id, one wins; the others are told, and can use the same handle."""
 
     async def main() -> list[object]:
-        starts = (
-            asyncio.to_thread(hub.start, flows.march, 2, instance_id=instance_id) for _ in range(5)
-        )
+        starts = (asyncio.to_thread(hub.start, flows.march, 2, instance_id=instance_id) for _ in range(5))
         return list(await asyncio.gather(*starts, return_exceptions=True))
 
     outcomes = asyncio.run(main())

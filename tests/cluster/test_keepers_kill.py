@@ -42,9 +42,7 @@ def test_dispatcher_killed_under_a_map(hub: durable.Hub, instance_id: str) -> No
     assert not recorded & repeated(instance_id).keys()
 
 
-def test_dispatcher_killed_under_long_activities(
-    hub: durable.Hub, instance_id: str, go: Callable[[str], None]
-) -> None:
+def test_dispatcher_killed_under_long_activities(hub: durable.Hub, instance_id: str, go: Callable[[str], None]) -> None:
     """Activities that were running run again, counted as submissions in the log, and the instance completes."""
     handle = hub.start(flows.spread_waiting, 2, instance_id=instance_id)
     wait_until(lambda: len(executions(instance_id)) == 2, "both run")

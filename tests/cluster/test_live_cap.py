@@ -20,9 +20,7 @@ def capped(hub: durable.Hub, instance_id: str) -> Iterator[durable.Hub]:
         yield capped
 
 
-def running_and_pending(
-    hub: durable.Hub, count: int
-) -> tuple[list[durable.Handle[str]], list[durable.Handle[str]]]:
+def running_and_pending(hub: durable.Hub, count: int) -> tuple[list[durable.Handle[str]], list[durable.Handle[str]]]:
     """Start `count` instances that wait; those that run and those that do not, once that has come to rest."""
     handles = [hub.start(flows.asks_approval, instance_id=f"waiting-{number}") for number in range(count)]
     wait_until(lambda: len(hub.instances(status="Running")) == LIVE_MAX, "as many run as may")

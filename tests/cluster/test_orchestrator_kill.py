@@ -22,7 +22,9 @@ def test_chain_survives_kills(
     """A chain of a thousand steps completes though its process is killed again and again."""
     handle = hub.start(flows.march, STEPS, instance_id=instance_id)
     for number in range(1, KILLS + 1):
-        wait_until(lambda number=number: len(executions(instance_id)) > STEPS * number // (KILLS + 1), "it is on its way")
+        wait_until(
+            lambda number=number: len(executions(instance_id)) > STEPS * number // (KILLS + 1), "it is on its way"
+        )
         killed = kill_owner(handle)
         before, began_s = len(executions(instance_id)), time.monotonic()
         # One activity may still have been running; the second that begins was asked for by the new owner.
@@ -34,9 +36,7 @@ def test_chain_survives_kills(
     assert len({execution.key for execution in executions(instance_id)}) == STEPS
 
 
-def test_running_activities_are_not_interrupted(
-    hub: durable.Hub, instance_id: str, go: Callable[[str], None]
-) -> None:
+def test_running_activities_are_not_interrupted(hub: durable.Hub, instance_id: str, go: Callable[[str], None]) -> None:
     """Six activities that run when the orchestrator is killed go on in their processes, and run once."""
     handle = hub.start(flows.spread_waiting, 6, instance_id=instance_id)
     wait_until(lambda: len(executions(instance_id)) == 6, "all six run")
@@ -110,9 +110,7 @@ def test_timer_goes_on(hub: durable.Hub, instance_id: str) -> None:
 
 
 @pytest.mark.parametrize("kills", [0, 2])
-def test_lines_of_the_logger_are_heard_once(
-    hub: durable.Hub, ray_folder: Path, instance_id: str, kills: int
-) -> None:
+def test_lines_of_the_logger_are_heard_once(hub: durable.Hub, ray_folder: Path, instance_id: str, kills: int) -> None:
     """A line of ctx.logger is heard once, whether its code runs again or not; a print, if no code runs again."""
     word = f"word-{kills}"
     handle = hub.start(flows.speaks, word, 2, instance_id=instance_id)

@@ -13,7 +13,7 @@ import ray_durable as durable
 from tests.cluster.flows import go_path
 from tests.cluster.harness import Terminal, executions, is_alive, kill, recorded_keys, repeated, wait_until
 
-COUNT = 5_000
+COUNT = 4_000
 
 
 class Work:
