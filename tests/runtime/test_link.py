@@ -134,7 +134,9 @@ async def test_after_a_new_opening_older_calls_are_not_heard() -> None:
     ends.link.flush(is_waiting=True)
     await settle()
     ends.link.open(4)
-    ends.port.answers[0].cancel()
+    await settle()
+    if not ends.port.answers[0].done():
+        ends.port.answers[0].set_exception(DispatcherLostError("an earlier life"))
     await settle()
     ends.link.flush(is_waiting=True)
     await settle()

@@ -374,24 +374,34 @@ async def test_an_older_owner_with_running_activities_stands_down_without_an_app
 
 @simulated
 async def test_an_owner_fenced_while_attaching_again_stands_down() -> None:
-    """The claim that follows a lost dispatcher finds the log taken: FencedError, not another try."""
+    """The claim that follows a lost dispatcher finds the log taken: FencedError, and no claim after the newer one."""
     world = World()
     world.workers.holds = lambda work: True
     await world.start(flows.chain, 1)
     older = world.own()
     await world.until(lambda: world.workers.held)
-    world.lose_dispatcher()
-    newer = world.own()
     await world.settle()
+    let_go = asyncio.Event()
+
+    async def hold(operation: str, key: str) -> None:
+        if operation == "put_if_absent":
+            await let_go.wait()
+
+    older.store.before = hold
+    claims = len(older.store.writes)
+    world.lose_dispatcher()
     world.start_dispatcher()
-    await world.until(lambda: older.task.done() or newer.task.done())
-    loser, winner = (older, newer) if older.task.done() else (newer, older)
-    with pytest.raises(FencedError):
-        await loser.ended()
+    await world.until(lambda: len(older.store.writes) > claims)
+    newer = world.own()
     await world.until(lambda: world.workers.held)
+    let_go.set()
+    with pytest.raises(FencedError):
+        await older.ended()
     world.workers.held[0].finish()
-    await winner.ended()
+    await newer.ended()
     assert await world.result() == 1
+    epochs = [event.epoch for event in await world.history() if isinstance(event, OwnerClaimed)]
+    assert epochs == [1, 2]
 
 
 @simulated

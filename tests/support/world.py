@@ -42,7 +42,7 @@ __all__ = ["Call", "Hook", "LoopClock", "Owner", "Slice", "SpyStore", "Workers",
 T = TypeVar("T")
 
 T0_US = 1_764_000_000_000_000
-_PATIENCE_S = 1e8
+_PATIENCE_S = 400_000.0
 """Virtual seconds; whatever has not happened by then does not happen."""
 
 _CONDITION_PATIENCE_S = 20_000.0
