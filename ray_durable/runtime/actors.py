@@ -345,9 +345,8 @@ class Connection:
                         if self._may_be_ending(lease, len(renewals)):
                             time.sleep(_REPAIR_PAUSE_S)
                             continue
-                        raise self._held(
-                            lease, "connect to that cluster first (ray.init), or pass takeover=True to make it stand down"
-                        )
+                        advice = "connect to that cluster first (ray.init), or pass takeover=True to make it stand down"
+                        raise self._held(lease, advice)
                 self._start_ray()
                 epoch = self._run(self._claim_epoch())
                 if epoch is not None:
@@ -365,8 +364,8 @@ class Connection:
 
     def _held(self, lease: Lease, advice: str) -> HubHeldError:
         return HubHeldError(
-            f"The hub {self._address.hub!r} at {self._address.root} is held by the Ray cluster at {lease.cluster} (host "
-            f"{lease.host}), which this process is not connected to: {advice}",
+            f"The hub {self._address.hub!r} at {self._address.root} is held by the Ray cluster at {lease.cluster} "
+            f"(host {lease.host}), which this process is not connected to: {advice}",
             holder=f"{lease.cluster} on {lease.host}",
         )
 

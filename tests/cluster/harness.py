@@ -70,13 +70,19 @@ def recorded_keys(hub: HubReader, instance_id: str) -> set[str]:
     return keys
 
 
-def wait_until(found: Callable[[], T], what: str, *, timeout_s: float = DEADLINE_S) -> T:
+def wait_until(found: Callable[[], T | None], what: str, *, timeout_s: float = DEADLINE_S) -> T:
     """The first true value of `found`, asked again and again."""
     deadline_s = time.monotonic() + timeout_s
     while not (value := found()):
         assert time.monotonic() < deadline_s, f"not after {timeout_s:.0f} s: {what}"
         time.sleep(0.01)
     return value
+
+
+def wait_for_executions(instance_id: str, count: int) -> list[Execution]:
+    """The executions of an instance, once there are `count`."""
+    wait_until(lambda: len(executions(instance_id)) >= count, f"{count} activities of {instance_id} have begun")
+    return executions(instance_id)
 
 
 def kill(pid: int) -> None:
@@ -115,8 +121,8 @@ def processes_below(pid: int) -> set[int]:
 class Terminal:
     """A process of its own that uses a hub, as a user's script in another terminal does. See `terminal.py`.
 
-    `ask` sends a request and waits for the answer; `send` and `answer` do the two apart. What goes wrong there is raised
-    here as `TerminalError`.
+    `ask` sends a request and waits for the answer; `send` and `answer` do the two apart. What goes wrong there is
+    raised here as `TerminalError`.
     """
 
     def __init__(self, folder: Path, name: str, *, environment: dict[str, str] | None = None) -> None:

@@ -63,7 +63,7 @@ def test_bad_arguments_of_a_start(hub: durable.Hub, instance_id: str) -> None:
         hub.start(flows.speaks, threading.Lock(), 1, instance_id=instance_id)
     with pytest.raises(TypeError, match="count"):
         hub.start(flows.march, instance_id=instance_id)
-    with pytest.raises(durable.PayloadTooLargeError, match="limit|at most"):
+    with pytest.raises(durable.PayloadTooLargeError, match=r"limit|at most"):
         hub.start(flows.speaks, "x" * (256 * 1024 * 1024), 1, instance_id=instance_id)
     assert not hub.instances(prefix=instance_id)
     assert hub.start(flows.march, 1, instance_id=instance_id).result(60) == 1

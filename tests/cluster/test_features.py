@@ -21,7 +21,8 @@ with durable.browse(sys.argv[1]) as hub:
     handle = hub.get(sys.argv[2])
     status = handle.status()
     seen = {
-        "status": status.runtime_status, "custom": status.custom_status, "name": status.name, "done": status.progress.done,
+        "status": status.runtime_status, "custom": status.custom_status, "name": status.name,
+        "done": status.progress.done,
         "events": [type(event).__name__ for event in handle.history()],
         "listed": [one.instance_id for one in hub.instances(prefix=sys.argv[2])],
         "result": handle.result(5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import ray
 
@@ -16,7 +17,7 @@ from tests.cluster.harness import executions, kill, kill_owner, recorded_keys, r
 def pid_of(hub: durable.Hub, actor: str) -> int:
     """The process of the hub's dispatcher or supervisor."""
     handle = ray.get_actor(actor, namespace=hub.address.namespace)
-    answer = ray.get(handle.snapshot.remote() if actor == "dispatcher" else handle.describe.remote())
+    answer: Any = ray.get(handle.snapshot.remote() if actor == "dispatcher" else handle.describe.remote())
     return int(answer["pid"])
 
 

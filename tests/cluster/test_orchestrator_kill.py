@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import ray_durable as durable
 from tests.cluster import flows
-from tests.cluster.harness import executions, is_alive, kill_owner, repeated, wait_until
+from tests.cluster.harness import executions, is_alive, kill_owner, repeated, wait_for_executions, wait_until
 
 STEPS = 1_000
 KILLS = 3
@@ -22,15 +23,15 @@ def test_chain_survives_kills(
     """A chain of a thousand steps completes though its process is killed again and again."""
     handle = hub.start(flows.march, STEPS, instance_id=instance_id)
     for number in range(1, KILLS + 1):
-        wait_until(
-            lambda number=number: len(executions(instance_id)) > STEPS * number // (KILLS + 1), "it is on its way"
-        )
+        wait_for_executions(instance_id, STEPS * number // (KILLS + 1))
         killed = kill_owner(handle)
         before, began_s = len(executions(instance_id)), time.monotonic()
         # One activity may still have been running; the second that begins was asked for by the new owner.
-        wait_until(lambda before=before: len(executions(instance_id)) > before + 1, "steps are made again")
+        wait_for_executions(instance_id, before + 2)
         record_property(f"resumed_after_s_{number}", round(time.monotonic() - began_s, 2))
-        assert handle.status().owner != killed
+        owner = handle.owner()
+        assert owner is not None
+        assert owner.pid != killed
     assert handle.result(120) == STEPS
     assert sum(count - 1 for count in repeated(instance_id).values()) <= KILLS
     assert len({execution.key for execution in executions(instance_id)}) == STEPS
@@ -66,7 +67,7 @@ def test_fan_out_repeats_nothing(hub: durable.Hub, instance_id: str) -> None:
     count = 5_000
     handle = hub.start(flows.spread_slowly, count, instance_id=instance_id)
     for begun in (1_000, 2_500):
-        wait_until(lambda begun=begun: len(executions(instance_id)) > begun, "it is on its way")
+        wait_for_executions(instance_id, begun)
         kill_owner(handle)
     assert handle.result(120) == count * (count - 1)
     assert len(executions(instance_id)) == count
@@ -120,8 +121,8 @@ def test_lines_of_the_logger_are_heard_once(hub: durable.Hub, ray_folder: Path, 
         return sum(log.read_text(errors="replace").count(f"{word} {text}.") for log in logs)
 
     for step in range(2):
-        wait_until(lambda step=step: len(executions(instance_id)) > step, "the step is made")
-        wait_until(lambda step=step: heard(f"logged {step}"), "its line is heard")
+        wait_for_executions(instance_id, step + 1)
+        wait_until(partial(heard, f"logged {step}"), "its line is heard")
         if step < kills:
             kill_owner(handle)
         handle.raise_event("Next")
