@@ -74,6 +74,8 @@ _PAYLOAD_FIELDS: Mapping[type[Event], str] = {
 }
 """The field of each event type that may be a blob."""
 
+_READS_AT_ONCE = 32
+
 
 class OpenHub:
     """See the module. `epoch` is the hub epoch in whose name this process acts (0: it only reads and starts)."""
@@ -128,7 +130,8 @@ class OpenHub:
                     "storage/verify.py",
                     key=self.keys.executions(instance_id),
                 )
-        return log, list(await asyncio.gather(*(self.load_input(log.run, event) for event in events)))
+        await self._load_blobs(log.run, events)
+        return log, events
 
     async def history(self, instance_id: str) -> list[Event]:
         """The events of the newest execution; blobs are not loaded."""
@@ -218,6 +221,15 @@ class OpenHub:
             return event
         return _with_payload(event, field, await self.fetch(run, payload))
 
+    async def _load_blobs(self, run: str, events: list[Event]) -> None:
+        """Put the events with their payloads' bytes loaded in the places of those without."""
+        unloaded = [place for place, event in enumerate(events) if _is_unloaded(event)]
+        for begin in range(0, len(unloaded), _READS_AT_ONCE):
+            places = unloaded[begin : begin + _READS_AT_ONCE]
+            loaded = await asyncio.gather(*(self.load_input(run, events[place]) for place in places))
+            for place, event in zip(places, loaded, strict=True):
+                events[place] = event
+
     async def fetch(self, run: str, payload: Payload) -> Payload:
         """The payload with its bytes loaded."""
         if payload.data is not None or payload.blob is None:
@@ -263,6 +275,12 @@ class OpenHub:
                 )
             bundle = self._bundles[digest] = load_bundle(data, trust=self.codec.trust)
         return bundle
+
+
+def _is_unloaded(event: Event) -> bool:
+    field = _PAYLOAD_FIELDS.get(type(event))
+    payload: Payload | None = getattr(event, field) if field is not None else None
+    return payload is not None and payload.data is None
 
 
 def _with_payload(event: E, field: str, payload: Payload) -> E:
