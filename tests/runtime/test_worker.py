@@ -54,7 +54,7 @@ async def sleeps_beside_others(value: int) -> int:
 
 
 @durable.activity
-def raises(value: int) -> int:
+def raises_one_kind_each(value: int) -> int:
     if value == 1:
         raise KeyboardInterrupt
     if value == 2:
@@ -148,7 +148,7 @@ def test_async_calls_run_beside_each_other() -> None:
 
 def test_what_a_call_raises_is_its_outcome() -> None:
     """Also what would end the process; the calls after it run."""
-    report = run_slice(calls(raises, 1, 2, 3), Workshop())
+    report = run_slice(calls(raises_one_kind_each, 1, 2, 3), Workshop())
     assert values_of(report) == ["KeyboardInterrupt", "SystemExit", "ValueError"]
 
 
