@@ -367,8 +367,8 @@ class Hub(HubReader):
 
         if self.address.root.startswith("memory://"):
             raise UnsupportedStoreError(
-                f"{self.address.root} lives in the memory of one process, and a hub's processes are many: use a folder, "
-                "or s3://, gs:// or az://",
+                f"{self.address.root} lives in the memory of one process, and a hub's processes are many: use a "
+                "folder, or s3://, gs:// or az://",
                 url=self.address.root,
             )
         variable = _variable_of(self.address)
