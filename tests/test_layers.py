@@ -137,12 +137,12 @@ def _reasons(name: str, imported: Import) -> Iterator[str]:
             yield f"imports the private {target}"
         if not _allowed(source, aim):
             yield f"{source} imports {target}: wrong direction"
-    if _within(target, RAY_MODULE) and not imported.lazy and name != RAY_MODULE:
+    if _within(target, RAY_MODULE) and not imported.lazy and not _within(name, RAY_MODULE):
         yield f"imports {RAY_MODULE} when it is itself imported: do it in the function that needs Ray"
 
 
 def _foreign_reasons(name: str, target: str) -> Iterator[str]:
-    if _within(target, "ray") and name != RAY_MODULE:
+    if _within(target, "ray") and not _within(name, RAY_MODULE):
         yield f"imports {target}: only {RAY_MODULE} may"
     elif _top(name) in STANDARD_LIBRARY_ONLY and target.split(".")[0] not in sys.stdlib_module_names:
         yield f"imports {target}: {_top(name)} uses the standard library only"

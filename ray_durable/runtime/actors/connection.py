@@ -1,0 +1,266 @@
+"""A client's connection: who holds the hub, and how to reach or replace them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import ray.exceptions
+from ray._raylet import Config  # type: ignore[attr-defined]
+
+from ray_durable.errors import (
+    ClusterConnectionError,
+    ConfigurationError,
+    DurableError,
+    FencedError,
+    HubHeldError,
+)
+from ray_durable.runtime.actors.cluster import DISPATCHER, SUPERVISOR, Cluster, instance_name
+from ray_durable.runtime.actors.hosts import DispatcherActor, SupervisorActor
+from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.lease import Lease, find_lease, is_cluster_reachable
+from ray_durable.runtime.ports import SystemClock
+from ray_durable.storage import claim_hub_epoch, current_hub_epoch, write_lease
+
+__all__ = ["Connection"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_REPAIR_PAUSE_S = 0.2
+_RENEWALS_OF_THE_LIVING = 3
+"""States of a lease that a process must see, one after the other, to believe in a holder that does not answer."""
+
+
+class Connection:
+    """A client's connection to the hub's actors: joins the cluster that holds the hub, or takes the hub over.
+
+    `run` runs a coroutine on the loop to which `hub` belongs. Blocking methods are for the caller's own thread.
+    """
+
+    def __init__(
+        self,
+        address: HubAddress,
+        run: Callable[[Coroutine[Any, Any, Any]], Any],
+        hub: OpenHub,
+        *,
+        is_shared: bool,
+        live_max: int,
+        ray_init: Mapping[str, Any],
+    ) -> None:
+        self._address = address
+        self._run = run
+        self._hub = hub
+        self._is_shared = is_shared
+        self._live_max = live_max
+        self._ray_init = {"include_dashboard": False, "logging_level": logging.WARNING, **ray_init}
+        self._clock = SystemClock()
+        self._cluster = Cluster(address, 0)
+        self._joined = ""
+        self._opening = threading.Lock()
+        self._has_started_ray = False
+
+    @staticmethod
+    def is_ray_connected() -> bool:
+        """Whether this process is connected to a Ray cluster."""
+        return bool(ray.is_initialized())
+
+    def open(self, *, takeover: bool) -> None:
+        """Join the living holder of the hub, or take the hub over with the Ray of this process. Blocking.
+
+        Raises:
+            HubHeldError: a living cluster that this process cannot join holds the hub.
+            ConfigurationError: a local root on several nodes.
+        """
+        with self._opening:
+            renewals: set[int] = set()
+            while True:
+                lease = self._run(find_lease(self._hub))
+                if lease is not None and lease.is_living(self._clock.now_us()):
+                    if self._join(lease):
+                        self._use(lease.epoch)
+                        return
+                    if not takeover:
+                        renewals.add(lease.renewed_us)
+                        if self._may_be_ending(lease, len(renewals)):
+                            time.sleep(_REPAIR_PAUSE_S)
+                            continue
+                        advice = "connect to that cluster first (ray.init), or pass takeover=True to make it stand down"
+                        raise self._held(lease, advice)
+                self._start_ray()
+                epoch = self._run(self._claim_epoch())
+                if epoch is not None:
+                    self._cluster.kill_others()
+                    self._use(epoch)
+                    return
+
+    @staticmethod
+    def _may_be_ending(lease: Lease, renewal_count: int) -> bool:
+        """Whether a holder that cannot be joined may just be ending: nobody answers, and nobody keeps renewing.
+
+        A lease is renewed every two seconds, and once more at most while its cluster falls apart.
+        """
+        return renewal_count < _RENEWALS_OF_THE_LIVING and not lease.is_reachable()
+
+    def _held(self, lease: Lease, advice: str) -> HubHeldError:
+        return HubHeldError(
+            f"The hub {self._address.hub!r} at {self._address.root} is held by the Ray cluster at {lease.cluster} "
+            f"(host {lease.host}), which this process is not connected to: {advice}",
+            holder=f"{lease.cluster} on {lease.host}",
+        )
+
+    async def repair(self) -> None:
+        """Something did not answer: take the hub over if its cluster is gone, join a new holder, or give it a moment.
+
+        Raises:
+            HubHeldError: another cluster has taken the hub from the one that this process uses.
+        """
+        lease = await find_lease(self._hub)
+        if lease is None or not lease.is_living(self._clock.now_us()):
+            await asyncio.to_thread(self._reopen)
+        elif lease.cluster == self._joined:
+            await asyncio.sleep(_REPAIR_PAUSE_S)
+        elif await asyncio.to_thread(is_cluster_reachable, self._joined):
+            raise self._held(lease, "it took the hub over. Whether this call had an effect is unknown; connect again")
+        else:
+            await asyncio.to_thread(self._reopen)
+
+    async def admit(self, instance_id: str) -> None:
+        """Tell the supervisor of a new instance. ClusterConnectionError if it cannot be reached."""
+        supervisor = await asyncio.to_thread(self._cluster.find, SUPERVISOR)
+        if supervisor is None:
+            raise ClusterConnectionError("The hub's supervisor is not running")
+        # Nobody waits for the answer: the start is durable, and the supervisor looks for itself.
+        supervisor.admit.remote(instance_id)
+
+    async def ask_instance(self, instance_id: str, call: Callable[[Any], Awaitable[T]]) -> T:
+        """Call the instance's actor, making it if need be.
+
+        Raises:
+            ClusterConnectionError: it did not answer; whether it did what was asked is unknown.
+        """
+        actor = await asyncio.to_thread(self._find_instance, instance_id)
+        if actor is None:
+            supervisor = await asyncio.to_thread(self._cluster.find, SUPERVISOR)
+            if supervisor is None:
+                raise ClusterConnectionError("The hub's supervisor is not running")
+            await _answer(supervisor.activate.remote(instance_id))
+            actor = await asyncio.to_thread(self._find_instance, instance_id)
+            if actor is None:
+                raise ClusterConnectionError(f"The actor of instance {instance_id!r} is not there yet")
+        return await _answer(call(actor))
+
+    async def wait_ended(self, instance_id: str, timeout_s: float) -> bool:
+        """Wait for the instance's end, at most so long; False if it is not known to have ended."""
+        actor = await asyncio.to_thread(self._find_instance, instance_id)
+        if actor is None:
+            raise ClusterConnectionError(f"Instance {instance_id!r} has no actor")
+        return bool(await _answer(actor.wait_ended.remote(timeout_s)))
+
+    def close(self) -> None:
+        """End the Ray that this connection started."""
+        if self._has_started_ray and ray.is_initialized():
+            ray.shutdown()
+        self._has_started_ray = False
+
+    def _find_instance(self, instance_id: str) -> Any | None:
+        try:
+            return self._cluster.find(instance_name(instance_id))
+        except Exception as error:  # Ray raises many kinds when its cluster is gone
+            raise ClusterConnectionError(f"Ray did not answer: {error}") from error
+
+    def _reopen(self) -> None:
+        """The cluster is gone: forget it, and take the hub over with another."""
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        self.open(takeover=False)
+
+    def _join(self, lease: Lease) -> bool:
+        """Connect to the holder's cluster, if that can be done from here."""
+        if ray.is_initialized():
+            return bool(ray.get_runtime_context().gcs_address == lease.cluster)
+        if not lease.is_reachable():
+            return False
+        _use_token()
+        try:
+            ray.init(address=lease.cluster, logging_level=logging.WARNING, log_to_driver=self._log_to_driver())
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+            logger.warning("the cluster at %s cannot be joined: %s", lease.cluster, error)
+            return False
+        return True
+
+    def _log_to_driver(self) -> bool:
+        return bool(self._ray_init.get("log_to_driver", True))
+
+    def _start_ray(self) -> None:
+        if not ray.is_initialized():
+            # Ray warns that it asks for a token, which is as it should be.
+            logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+            ray.init(**self._ray_init)
+            self._has_started_ray = True
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+        if self._hub.store.private_path is not None and nodes > 1 and not self._is_shared:
+            raise ConfigurationError(
+                f"The root {self._address.root} is a local folder, and this Ray has {nodes} nodes: use a store that "
+                "all nodes reach (s3://...), or pass shared=True if the folder is on a disk that they share"
+            )
+
+    async def _claim_epoch(self) -> int | None:
+        """Claim the next hub epoch for this cluster and write its first lease; None if another was quicker."""
+        hub = self._hub
+        epoch = 1 + await current_hub_epoch(hub.store, hub.keys)
+        lease = Lease(
+            epoch=epoch,
+            cluster=ray.get_runtime_context().gcs_address,
+            host=socket.gethostname(),
+            boot="",
+            pid=0,
+            renewed_us=self._clock.now_us(),
+        )
+        # The nonce tells our claim from one that another process made at the same moment.
+        claim = {**lease.to_json(), "nonce": secrets.token_hex(8)}
+        if not await claim_hub_epoch(hub.store, hub.keys, epoch, claim):
+            return None
+        await write_lease(hub.store, hub.keys, lease.to_json())
+        return epoch
+
+    def _use(self, epoch: int) -> None:
+        self._hub.epoch = epoch
+        self._joined = ray.get_runtime_context().gcs_address
+        self._cluster = Cluster(self._address, epoch)
+        self._cluster.make(DispatcherActor, DISPATCHER)
+        self._cluster.make(SupervisorActor, SUPERVISOR, self._live_max)
+
+
+async def _answer(reference: Awaitable[T]) -> T:
+    """Await an actor's answer. Our own errors come as themselves, Ray's as ClusterConnectionError."""
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, FencedError):
+            raise ClusterConnectionError(f"The instance's owner stood down: {cause}") from error
+        raise (cause if isinstance(cause, DurableError) else error) from None
+    except ray.exceptions.RayError as error:
+        raise ClusterConnectionError(f"Ray did not answer: {type(error).__name__}") from error
+
+
+def _use_token() -> None:
+    """A local Ray asks for a token by default; a process that joins it by address must be told to show one."""
+    token = Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_MODE" not in os.environ and token.exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        # Ray read the environment when it was imported.
+        Config.initialize("")

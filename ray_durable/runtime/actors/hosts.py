@@ -1,0 +1,209 @@
+"""The classes that become actors: each hosts one plain class of the runtime, on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import ray
+import ray.util
+
+from ray_durable.errors import FencedError, InstanceNotFoundError
+from ray_durable.payload import Payload
+from ray_durable.runtime.actors.cluster import Cluster, instance_name
+from ray_durable.runtime.actors.exchange import DispatcherHandle
+from ray_durable.runtime.actors.launcher import RayLauncher
+from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.channel import ChannelServer, Endpoint
+from ray_durable.runtime.dispatcher import Dispatcher
+from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.instance import Instance
+from ray_durable.runtime.lease import Lease, LeaseKeeper
+from ray_durable.runtime.loop_thread import LoopThread
+from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply
+from ray_durable.runtime.ports import SystemClock
+from ray_durable.runtime.supervisor import Supervisor
+
+__all__ = ["DispatcherActor", "OrchestrationActor", "SupervisorActor"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LINGER_S = 1.0
+"""How long the actor of an ended instance stays, for callers that wait for the end."""
+
+
+class OrchestrationActor:
+    """Hosts one instance. Turns run on a thread of their own; control calls are answered on Ray's loop."""
+
+    def __init__(self, address: HubAddress, hub_epoch: int, instance_id: str) -> None:
+        self._address = address
+        self._hub_epoch = hub_epoch
+        self._instance_id = instance_id
+        self._instance: Instance | None = None
+        self._turns = LoopThread(name="turns")
+        self._turns.submit(self._live())
+
+    async def raise_event(self, name: str, value: Payload, event_id: str) -> None:
+        """See `Instance.raise_event`."""
+        await self._ask(lambda instance: instance.raise_event(name, value, event_id))
+
+    async def terminate(self, reason: str, request_id: str) -> None:
+        """See `Instance.terminate`."""
+        await self._ask(lambda instance: instance.terminate(reason, request_id))
+
+    async def wait_ended(self, timeout_s: float) -> bool:
+        """Whether the instance has ended, at the latest after `timeout_s`."""
+
+        async def ended(instance: Instance) -> bool:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(instance.ended.wait(), timeout_s)
+            return instance.ended.is_set()
+
+        return await self._ask(ended)
+
+    async def describe(self) -> dict[str, Any]:
+        """What the host knows without asking the turn's thread: it answers even when user code blocks that."""
+        instance = self._instance
+        return {"pid": os.getpid(), "host": socket.gethostname(), "problem": instance.problem if instance else None}
+
+    async def _ask(self, question: Callable[[Instance], Awaitable[T]]) -> T:
+        async def ask() -> T:
+            while self._instance is None:
+                await asyncio.sleep(0.01)
+            return await question(self._instance)
+
+        return await asyncio.wrap_future(self._turns.submit(ask()))
+
+    async def _live(self) -> None:
+        """Serve the instance to its end, then leave. A supervisor makes a new actor if there is more to do."""
+        try:
+            hub = await OpenHub.open(self._address, epoch=self._hub_epoch)
+            self._instance = Instance(
+                self._instance_id,
+                hub=hub,
+                dispatcher=DispatcherHandle(self._address),
+                clock=SystemClock(),
+                host=socket.gethostname(),
+                pid=os.getpid(),
+            )
+            await self._instance.run()
+            await asyncio.sleep(_LINGER_S)
+        except (FencedError, InstanceNotFoundError) as error:
+            logger.warning("instance %s stands down: %s", self._instance_id, error)
+        except BaseException:
+            logger.exception("instance %s: its actor stops and will be made again", self._instance_id)
+            await asyncio.sleep(_LINGER_S)
+        _leave()
+
+
+class DispatcherActor:
+    """Hosts the dispatcher, on a loop of its own; instances exchange over a direct line, or over Ray without one."""
+
+    def __init__(self, address: HubAddress, hub_epoch: int) -> None:
+        self._dispatcher = Dispatcher(RayLauncher(address), hub_epoch=hub_epoch)
+        self._loop = LoopThread(name="dispatcher")
+        server = ChannelServer(self._dispatcher.exchange)
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._endpoint = self._loop.submit(server.listen(host))
+
+    async def attach(self, run: str, instance_id: str) -> tuple[Attachment, Endpoint | None]:
+        """See `Dispatcher.attach`; with the way to the direct line."""
+        endpoint = None
+        with contextlib.suppress(OSError):
+            endpoint = await asyncio.wrap_future(self._endpoint)
+        return await self._ask(self._dispatcher.attach(run, instance_id)), endpoint
+
+    async def exchange(self, request: Exchange) -> ExchangeReply:
+        """See `Dispatcher.exchange`."""
+        return await self._ask(self._dispatcher.exchange(request))
+
+    async def snapshot(self) -> dict[str, Any]:
+        """See `Dispatcher.snapshot`."""
+        return {**self._dispatcher.snapshot(), "pid": os.getpid()}
+
+    async def _ask(self, question: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(self._loop.submit(question))
+
+
+class SupervisorActor:
+    """Hosts the supervisor, on a loop of its own."""
+
+    def __init__(self, address: HubAddress, hub_epoch: int, live_max: int) -> None:
+        self._address = address
+        self._hub_epoch = hub_epoch
+        self._live_max = live_max
+        self._supervisor: Supervisor | None = None
+        self._loop = LoopThread(name="supervisor")
+        self._loop.submit(self._supervise())
+
+    async def admit(self, instance_id: str) -> None:
+        """See `Supervisor.admit`."""
+        await self._ask(lambda supervisor: supervisor.admit(instance_id))
+
+    async def activate(self, instance_id: str) -> None:
+        """See `Supervisor.activate`."""
+        await self._ask(lambda supervisor: supervisor.activate(instance_id))
+
+    async def describe(self) -> dict[str, Any]:
+        """Process and rounds, for diagnostics."""
+        return {"pid": os.getpid(), "rounds": self._supervisor.rounds if self._supervisor else 0}
+
+    async def _ask(self, question: Callable[[Supervisor], Awaitable[T]]) -> T:
+        async def ask() -> T:
+            while self._supervisor is None:
+                await asyncio.sleep(0.01)
+            return await question(self._supervisor)
+
+        return await asyncio.wrap_future(self._loop.submit(ask()))
+
+    async def _supervise(self) -> None:
+        while True:
+            try:
+                hub = await OpenHub.open(self._address, epoch=self._hub_epoch)
+                directory = _InstanceActors(Cluster(self._address, self._hub_epoch))
+                lease = Lease.of_this_process(self._hub_epoch, cluster=ray.get_runtime_context().gcs_address)
+                keeper = LeaseKeeper(hub, lease, SystemClock())
+                self._supervisor = Supervisor(keeper, directory, SystemClock(), live_max=self._live_max)
+                await self._supervisor.run()
+            except FencedError as error:
+                logger.warning("the hub was taken over: %s; this cluster stands down", error)
+                await asyncio.to_thread(Cluster(self._address, self._hub_epoch).kill_others)
+                _leave()
+                return
+            except Exception:
+                logger.exception("supervisor: starts again")
+                await asyncio.sleep(_LINGER_S)
+
+
+class _InstanceActors:
+    """`ActorDirectory` over the cluster's named actors."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def live(self) -> set[str]:
+        """Ids of the instances that have an actor. Raises ClusterConnectionError."""
+        names = await asyncio.to_thread(self._cluster.names)
+        prefix = instance_name("")
+        return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+    async def create(self, instance_ids: Sequence[str]) -> None:
+        """Make an actor for each that has none."""
+        await asyncio.to_thread(self._create, list(instance_ids))
+
+    def _create(self, instance_ids: list[str]) -> None:
+        for instance_id in instance_ids:
+            self._cluster.make(OrchestrationActor, instance_name(instance_id), instance_id)
+
+
+def _leave() -> None:
+    """End this actor for good: it is not restarted."""
+    with contextlib.suppress(Exception):
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
