@@ -19,8 +19,9 @@ from ray_durable.runtime.actors.cluster import Cluster, instance_name
 from ray_durable.runtime.actors.exchange import DispatcherHandle
 from ray_durable.runtime.actors.launcher import RayLauncher
 from ray_durable.runtime.address import HubAddress
-from ray_durable.runtime.channel import ChannelServer, Endpoint
+from ray_durable.runtime.channel import ChannelServer
 from ray_durable.runtime.dispatcher import Dispatcher
+from ray_durable.runtime.framing import Endpoint
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
 from ray_durable.runtime.lease import Lease, LeaseKeeper
@@ -107,10 +108,12 @@ class DispatcherActor:
     """Hosts the dispatcher, on a loop of its own; instances exchange over a direct line, or over Ray without one."""
 
     def __init__(self, address: HubAddress, hub_epoch: int) -> None:
-        self._dispatcher = Dispatcher(RayLauncher(address), hub_epoch=hub_epoch)
+        launcher = RayLauncher(address)
+        self._dispatcher = Dispatcher(launcher, hub_epoch=hub_epoch)
         self._loop = LoopThread(name="dispatcher")
         server = ChannelServer(self._dispatcher.exchange)
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._loop.submit(launcher.listen(host))
         self._endpoint = self._loop.submit(server.listen(host))
 
     async def attach(self, run: str, instance_id: str) -> tuple[Attachment, Endpoint | None]:

@@ -13,7 +13,9 @@ import ray.exceptions
 
 from ray_durable.failure import Failure
 from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.framing import Endpoint
 from ray_durable.runtime.messages import SliceReport, SliceWork
+from ray_durable.runtime.sessions import Session, SessionEnd, SessionServer, serve_session
 from ray_durable.runtime.worker import run_slice
 from ray_durable.runtime.workshop import workshop_of
 from ray_durable.target import ActivityTarget
@@ -32,24 +34,43 @@ class RayLauncher:
 
     def __init__(self, address: HubAddress) -> None:
         self._address = address
+        self._sessions = SessionServer(self._restart)
         self._functions: dict[tuple[str, str | None], Any] = {}
         self._resources: dict[str, float] = {}
         self._resources_at_s = -_RESOURCES_AGE_S_MAX
 
+    async def listen(self, host: str) -> None:
+        """Take sessions' lines at `host`'s address. OSError if that cannot be done: then each slice is a task."""
+        await self._sessions.listen(host)
+
     def launch(
         self, work: SliceWork, generation: str | None, done: Callable[[SliceReport | Failure], None]
     ) -> _RaySlice:
+        """See `Launcher`. A worker that just ran the same function, and waits, gets it; else a new task."""
+        key = (work.target.key, generation)
+        session = self._sessions.send(key, work, done)
+        return _RaySlice(session if session is not None else self._start(key, work, done))
+
+    def _start(
+        self, key: tuple[str, str | None], work: SliceWork, done: Callable[[SliceReport | Failure], None]
+    ) -> Session:
         loop = asyncio.get_running_loop()
-        reference = self._function(work.target, generation).remote((self._address, work))
+        session = self._sessions.begin(key, work, done)
+        job = (self._address, self._sessions.endpoint, session.number, work)
+        reference = self._function(work.target, key[1]).remote(job)
+        session.cancel = lambda: ray.cancel(reference, force=True)
 
         def finished(future: Any) -> None:
             error = future.exception()
-            report = future.result() if error is None else _lost(error)
+            end = future.result() if error is None else _lost(error)
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-                loop.call_soon_threadsafe(done, report)
+                loop.call_soon_threadsafe(self._sessions.ended, session, end)
 
         reference.future().add_done_callback(finished)
-        return _RaySlice(reference)
+        return session
+
+    def _restart(self, ended: Session, work: SliceWork, done: Callable[[SliceReport | Failure], None]) -> None:
+        ended.cancel = self._start(ended.key, work, done).cancel
 
     def slots(self, target: ActivityTarget) -> int:
         wanted = {"CPU": float(target.options.get("num_cpus", 1)), "GPU": float(target.options.get("num_gpus", 0))}
@@ -86,18 +107,19 @@ class RayLauncher:
 class _RaySlice:
     """A slice that a Ray worker has."""
 
-    def __init__(self, reference: Any) -> None:
-        self._reference = reference
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def cancel(self) -> None:
-        ray.cancel(self._reference, force=True)
+        self._session.cancel()
 
 
 @ray.remote
-def _slice_task(job: tuple[HubAddress, SliceWork]) -> SliceReport:
+def _slice_task(job: tuple[HubAddress, Endpoint | None, int, SliceWork]) -> SessionEnd:
     # One argument: Ray serialises each on its own.
-    address, work = job
-    return run_slice(work, workshop_of(address))
+    address, endpoint, number, first = job
+    workshop = workshop_of(address)
+    return serve_session(endpoint, number, first, lambda work: run_slice(work, workshop))
 
 
 def _lost(error: BaseException) -> Failure:
