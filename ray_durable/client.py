@@ -68,6 +68,7 @@ T = TypeVar("T")
 _POLL_S_FIRST, _POLL_S_MAX = 0.05, 1.0
 _LONG_POLL_S = 10.0
 _SLOW_START_S = 600.0
+_COMMAND_S_MAX = 60.0
 
 
 def connect(
@@ -466,8 +467,13 @@ class Hub(HubReader):
                 await self._connection.repair()
 
     async def _command(self, instance_id: str, call: Callable[[Any], Awaitable[None]]) -> None:
-        """Have the instance's actor do something that must be durable, however often that takes."""
+        """Have the instance's actor do something that must be durable, and ask again while the answer is unclear.
+
+        Raises:
+            ClusterConnectionError: it did not answer for a minute; whether it will be done is unknown.
+        """
         assert self._connection is not None
+        deadline_s = time.monotonic() + _COMMAND_S_MAX
         while True:
             status = await self.status(instance_id)
             if status.is_ended:
@@ -480,7 +486,13 @@ class Hub(HubReader):
             try:
                 await self._connection.ask_instance(instance_id, call)
                 return
-            except ClusterConnectionError:
+            except ClusterConnectionError as error:
+                if time.monotonic() > deadline_s:
+                    raise ClusterConnectionError(
+                        f"Instance {instance_id!r} did not answer for {_COMMAND_S_MAX:.0f} s ({error}), so whether "
+                        "this had an effect is unknown. Does its orchestrator block (time.sleep, long computations)? Those "
+                        "belong into activities. handle.status() tells what is recorded"
+                    ) from error
                 # The outcome is unknown; the same request again is recognised by its id.
                 await self._connection.repair()
                 await asyncio.sleep(_POLL_S_FIRST)

@@ -54,5 +54,8 @@ class ActorDirectory(Protocol):
     async def live(self) -> set[str]:
         """The ids of the instances that have an actor."""
 
+    async def keep_dispatcher(self) -> None:
+        """Make a dispatcher if there is none: Ray gives up an actor whose process cannot start."""
+
     async def create(self, instance_ids: Sequence[str]) -> None:
         """Make an actor for each that has none."""

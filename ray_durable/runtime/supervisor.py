@@ -10,7 +10,6 @@ A plain class over ports. Invariant: once a newer hub epoch exists, it makes no 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -53,7 +52,6 @@ class Supervisor:
         self._clock = clock
         self._live_max = live_max
         self._interval_s = interval_s
-        self._nudged = asyncio.Event()
         self.rounds = 0
 
     async def run(self) -> None:
@@ -65,13 +63,7 @@ class Supervisor:
                 raise
             except DurableError as error:
                 logger.warning("supervisor: %s; trying again", error)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._nudged.wait(), self._interval_s)
-            self._nudged.clear()
-
-    def nudge(self) -> None:
-        """Look soon: something was started, or an actor left."""
-        self._nudged.set()
+            await asyncio.sleep(self._interval_s)
 
     async def admit(self, instance_id: str) -> None:
         """An instance was started: make its actor now if there is room; else it stays Pending until there is."""
@@ -87,6 +79,7 @@ class Supervisor:
         """One round: lease, open set, missing actors."""
         await self._index.renew_lease()
         open_instances = await self._index.open_instances()
+        await self._directory.keep_dispatcher()
         live = await self._directory.live()
         waiting = [(instance_id, entered_us) for instance_id, entered_us in open_instances if instance_id not in live]
         room = max(0, self._live_max - len(live))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import ray
 
 import ray_durable as durable
@@ -78,3 +82,40 @@ def test_all_killed_at_once(hub: durable.Hub, instance_id: str) -> None:
     kill_owner(handle)
     assert handle.result(100) == 200
     assert len(executions(instance_id)) <= 201
+
+
+def test_dispatcher_that_ray_gave_up(hub: durable.Hub, instance_id: str) -> None:
+    """The supervisor makes another; Ray itself never would."""
+    handle = hub.start(flows.march, 100, instance_id=instance_id)
+    wait_until(lambda: len(executions(instance_id)) > 20, "it is on its way")
+    ray.kill(ray.get_actor("dispatcher", namespace=hub.address.namespace), no_restart=True)
+    assert handle.result(60) == 100
+    assert len(repeated(instance_id)) <= 1
+
+
+def test_supervisor_that_ray_gave_up(hub: durable.Hub, instance_id: str) -> None:
+    """The next call makes another, on the same Ray: what else lives there is not touched."""
+    mine = ray.put("kept")
+    address = ray.get_runtime_context().gcs_address
+    ray.kill(ray.get_actor("supervisor", namespace=hub.address.namespace), no_restart=True)
+    assert hub.start(flows.march, 3, instance_id=instance_id).result(60) == 3
+    assert ray.get_runtime_context().gcs_address == address
+    assert ray.get(mine) == "kept"
+
+
+def test_result_keeps_its_timeout_while_the_orchestrator_is_stopped(hub: durable.Hub, instance_id: str) -> None:
+    """A process that is stopped, or whose orchestrator blocks, holds nobody up for longer."""
+    handle = hub.start(flows.steps_then_approval, 1, instance_id=instance_id)
+    wait_until(lambda: len(executions(instance_id)) == 1, "it is on its way")
+    owner = handle.owner()
+    assert owner is not None
+    os.kill(owner.pid, signal.SIGSTOP)
+    try:
+        began_s = time.monotonic()
+        with pytest.raises(TimeoutError):
+            handle.result(1)
+        assert time.monotonic() - began_s < 10
+    finally:
+        os.kill(owner.pid, signal.SIGCONT)
+    handle.raise_event("Approval", "yes")
+    assert handle.result(60) == "yes after 1"

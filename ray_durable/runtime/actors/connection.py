@@ -40,8 +40,17 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _REPAIR_PAUSE_S = 0.2
+_ANSWER_S_MAX = 15.0
+_LATE_S_MAX = 1.0
+_SUPERVISOR_S_MAX = 60.0
+_LEASE_S = 3.0
 _RENEWALS_OF_THE_LIVING = 3
 """States of a lease that a process must see, one after the other, to believe in a holder that does not answer."""
+
+# The connections of this process, and whether one of them started its Ray: the last one to close ends it.
+_users: set[Connection] = set()
+_users_lock = threading.Lock()
+_started = threading.Event()
 
 
 class Connection:
@@ -70,14 +79,15 @@ class Connection:
         self._cluster = Cluster(address, 0)
         self._joined = ""
         self._opening = threading.Lock()
-        self._has_started_ray = False
+        with _users_lock:
+            _users.add(self)
 
     @staticmethod
     def is_ray_connected() -> bool:
         """Whether this process is connected to a Ray cluster."""
         return bool(ray.is_initialized())
 
-    def open(self, *, takeover: bool) -> None:
+    def open(self, *, takeover: bool, is_repair: bool = False) -> None:
         """Join the living holder of the hub, or take the hub over with the Ray of this process. Blocking.
 
         Raises:
@@ -85,6 +95,10 @@ class Connection:
             ConfigurationError: a local root on several nodes.
         """
         with self._opening:
+            if is_repair and ray.is_initialized() and not is_cluster_reachable(self._joined):
+                # Only a cluster that is gone is forgotten: a living Ray may hold other work of the user's.
+                with contextlib.suppress(Exception):
+                    ray.shutdown()
             renewals: set[int] = set()
             while True:
                 lease = self._run(find_lease(self._hub))
@@ -104,6 +118,7 @@ class Connection:
                 if epoch is not None:
                     self._cluster.kill_others()
                     self._use(epoch)
+                    self._await_supervisor(epoch)
                     return
 
     @staticmethod
@@ -131,6 +146,9 @@ class Connection:
         if lease is None or not lease.is_living(self._clock.now_us()):
             await asyncio.to_thread(self._reopen)
         elif lease.cluster == self._joined:
+            # Ray gives up an actor whose process cannot start: nobody else looks after the supervisor.
+            if await asyncio.to_thread(self._find, SUPERVISOR) is None:
+                await asyncio.to_thread(self._use, lease.epoch)
             await asyncio.sleep(_REPAIR_PAUSE_S)
         elif await asyncio.to_thread(is_cluster_reachable, self._joined):
             raise self._held(lease, "it took the hub over. Whether this call had an effect is unknown; connect again")
@@ -139,7 +157,7 @@ class Connection:
 
     async def admit(self, instance_id: str) -> None:
         """Tell the supervisor of a new instance. ClusterConnectionError if it cannot be reached."""
-        supervisor = await asyncio.to_thread(self._cluster.find, SUPERVISOR)
+        supervisor = await asyncio.to_thread(self._find, SUPERVISOR)
         if supervisor is None:
             raise ClusterConnectionError("The hub's supervisor is not running")
         # Nobody waits for the answer: the start is durable, and the supervisor looks for itself.
@@ -151,41 +169,42 @@ class Connection:
         Raises:
             ClusterConnectionError: it did not answer; whether it did what was asked is unknown.
         """
-        actor = await asyncio.to_thread(self._find_instance, instance_id)
+        actor = await asyncio.to_thread(self._find, instance_name(instance_id))
         if actor is None:
-            supervisor = await asyncio.to_thread(self._cluster.find, SUPERVISOR)
+            supervisor = await asyncio.to_thread(self._find, SUPERVISOR)
             if supervisor is None:
                 raise ClusterConnectionError("The hub's supervisor is not running")
-            await _answer(supervisor.activate.remote(instance_id))
-            actor = await asyncio.to_thread(self._find_instance, instance_id)
+            await _answer(supervisor.activate.remote(instance_id), _ANSWER_S_MAX)
+            actor = await asyncio.to_thread(self._find, instance_name(instance_id))
             if actor is None:
                 raise ClusterConnectionError(f"The actor of instance {instance_id!r} is not there yet")
-        return await _answer(call(actor))
+        return await _answer(call(actor), _ANSWER_S_MAX)
 
     async def wait_ended(self, instance_id: str, timeout_s: float) -> bool:
         """Wait for the instance's end, at most so long; False if it is not known to have ended."""
-        actor = await asyncio.to_thread(self._find_instance, instance_id)
+        actor = await asyncio.to_thread(self._find, instance_name(instance_id))
         if actor is None:
             raise ClusterConnectionError(f"Instance {instance_id!r} has no actor")
-        return bool(await _answer(actor.wait_ended.remote(timeout_s)))
+        return bool(await _answer(actor.wait_ended.remote(timeout_s), timeout_s + _LATE_S_MAX))
 
     def close(self) -> None:
-        """End the Ray that this connection started."""
-        if self._has_started_ray and ray.is_initialized():
-            ray.shutdown()
-        self._has_started_ray = False
+        """End the Ray that connections of this process started, with the last of them."""
+        with _users_lock:
+            _users.discard(self)
+            if not _users and _started.is_set():
+                _started.clear()
+                if ray.is_initialized():
+                    ray.shutdown()
 
-    def _find_instance(self, instance_id: str) -> Any | None:
+    def _find(self, name: str) -> Any | None:
         try:
-            return self._cluster.find(instance_name(instance_id))
+            return self._cluster.find(name)
         except Exception as error:  # Ray raises many kinds when its cluster is gone
             raise ClusterConnectionError(f"Ray did not answer: {error}") from error
 
     def _reopen(self) -> None:
-        """The cluster is gone: forget it, and take the hub over with another."""
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        self.open(takeover=False)
+        """Nobody holds the hub: take it over, with another cluster if this one is gone."""
+        self.open(takeover=False, is_repair=True)
 
     def _join(self, lease: Lease) -> bool:
         """Connect to the holder's cluster, if that can be done from here."""
@@ -209,7 +228,7 @@ class Connection:
             # Ray warns that it asks for a token, which is as it should be.
             logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
             ray.init(**self._ray_init)
-            self._has_started_ray = True
+            _started.set()
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
         if self._hub.store.private_path is not None and nodes > 1 and not self._is_shared:
             raise ConfigurationError(
@@ -221,7 +240,44 @@ class Connection:
         """Claim the next hub epoch for this cluster and write its first lease; None if another was quicker."""
         hub = self._hub
         epoch = 1 + await current_hub_epoch(hub.store, hub.keys)
-        lease = Lease(
+        lease = self._lease_of(epoch)
+        # The nonce tells our claim from one that another process made at the same moment.
+        claim = {**lease.to_json(), "nonce": secrets.token_hex(8)}
+        if not await claim_hub_epoch(hub.store, hub.keys, epoch, claim):
+            return None
+        await write_lease(hub.store, hub.keys, lease.to_json())
+        return epoch
+
+    def _await_supervisor(self, epoch: int) -> None:
+        """See the supervisor start, and hold its lease meanwhile.
+
+        Raises:
+            ClusterConnectionError: it does not start; the text says why.
+        """
+        deadline_s = self._clock.monotonic_s() + _SUPERVISOR_S_MAX
+        while True:
+            try:
+                supervisor = self._find(SUPERVISOR)
+                if supervisor is None:
+                    raise ClusterConnectionError("Ray gave up the hub's supervisor: see the logs of Ray's workers")
+                ray.get(supervisor.describe.remote(), timeout=_LEASE_S)
+                return
+            except ray.exceptions.GetTimeoutError as error:
+                if self._clock.monotonic_s() > deadline_s:
+                    raise ClusterConnectionError(
+                        f"The hub's supervisor has not started after {_SUPERVISOR_S_MAX:.0f} s: has this Ray memory "
+                        "and room for worker processes?"
+                    ) from error
+                self._run(write_lease(self._hub.store, self._hub.keys, self._lease_of(epoch).to_json()))
+            except ray.exceptions.RayError as error:
+                raise ClusterConnectionError(
+                    "The hub's supervisor does not start on this Ray. ray_durable, and what it needs, must be "
+                    f"importable on every node (install it there, or give it by runtime_env). Ray says: {error}"
+                ) from error
+
+    def _lease_of(self, epoch: int) -> Lease:
+        """The lease until the supervisor renews it: it names no process."""
+        return Lease(
             epoch=epoch,
             cluster=ray.get_runtime_context().gcs_address,
             host=socket.gethostname(),
@@ -229,12 +285,6 @@ class Connection:
             pid=0,
             renewed_us=self._clock.now_us(),
         )
-        # The nonce tells our claim from one that another process made at the same moment.
-        claim = {**lease.to_json(), "nonce": secrets.token_hex(8)}
-        if not await claim_hub_epoch(hub.store, hub.keys, epoch, claim):
-            return None
-        await write_lease(hub.store, hub.keys, lease.to_json())
-        return epoch
 
     def _use(self, epoch: int) -> None:
         self._hub.epoch = epoch
@@ -244,10 +294,13 @@ class Connection:
         self._cluster.make(SupervisorActor, SUPERVISOR, self._live_max)
 
 
-async def _answer(reference: Awaitable[T]) -> T:
-    """Await an actor's answer. Our own errors come as themselves, Ray's as ClusterConnectionError."""
+async def _answer(reference: Awaitable[T], deadline_s: float) -> T:
+    """Await an actor's answer. Our own errors come as themselves, Ray's and silence as ClusterConnectionError."""
     try:
-        return await reference
+        async with asyncio.timeout(deadline_s):
+            return await reference
+    except TimeoutError as error:
+        raise ClusterConnectionError(f"No answer after {deadline_s:.0f} s: its process is stopped or busy") from error
     except ray.exceptions.RayTaskError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, FencedError):

@@ -15,7 +15,7 @@ import ray.util
 
 from ray_durable.errors import FencedError, InstanceNotFoundError
 from ray_durable.payload import Payload
-from ray_durable.runtime.actors.cluster import Cluster, instance_name
+from ray_durable.runtime.actors.cluster import DISPATCHER, Cluster, instance_name
 from ray_durable.runtime.actors.exchange import DispatcherHandle
 from ray_durable.runtime.actors.launcher import RayLauncher
 from ray_durable.runtime.address import HubAddress
@@ -24,7 +24,7 @@ from ray_durable.runtime.dispatcher import Dispatcher
 from ray_durable.runtime.framing import Endpoint
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
-from ray_durable.runtime.lease import Lease, LeaseKeeper
+from ray_durable.runtime.lease import Lease, LeaseKeeper, find_lease
 from ray_durable.runtime.loop_thread import LoopThread
 from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply
 from ray_durable.runtime.ports import SystemClock
@@ -48,6 +48,9 @@ class OrchestrationActor:
         self._hub_epoch = hub_epoch
         self._instance_id = instance_id
         self._instance: Instance | None = None
+        # Of Ray's loop, on which `__init__` runs: whoever waits for the end does not wait for the turns' thread.
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
         self._turns = LoopThread(name="turns")
         self._turns.submit(self._live())
 
@@ -60,14 +63,10 @@ class OrchestrationActor:
         await self._ask(lambda instance: instance.terminate(reason, request_id))
 
     async def wait_ended(self, timeout_s: float) -> bool:
-        """Whether the instance has ended, at the latest after `timeout_s`."""
-
-        async def ended(instance: Instance) -> bool:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(instance.ended.wait(), timeout_s)
-            return instance.ended.is_set()
-
-        return await self._ask(ended)
+        """Whether the instance has ended, at the latest after `timeout_s`, even while user code blocks the turns."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), timeout_s)
+        return self._over.is_set()
 
     async def describe(self) -> dict[str, Any]:
         """What the host knows without asking the turn's thread: it answers even when user code blocks that."""
@@ -95,6 +94,7 @@ class OrchestrationActor:
                 pid=os.getpid(),
             )
             await self._instance.run()
+            self._loop.call_soon_threadsafe(self._over.set)
             await asyncio.sleep(_LINGER_S)
         except (FencedError, InstanceNotFoundError) as error:
             logger.warning("instance %s stands down: %s", self._instance_id, error)
@@ -177,7 +177,10 @@ class SupervisorActor:
                 await self._supervisor.run()
             except FencedError as error:
                 logger.warning("the hub was taken over: %s; this cluster stands down", error)
-                await asyncio.to_thread(Cluster(self._address, self._hub_epoch).kill_others)
+                holder = await find_lease(hub)
+                if holder is None or holder.cluster != lease.cluster:
+                    # Else the new holder, on this very cluster, has replaced the actors already.
+                    await asyncio.to_thread(Cluster(self._address, self._hub_epoch).kill_others)
                 _leave()
                 return
             except Exception:
@@ -196,6 +199,11 @@ class _InstanceActors:
         names = await asyncio.to_thread(self._cluster.names)
         prefix = instance_name("")
         return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+    async def keep_dispatcher(self) -> None:
+        """See `ActorDirectory`."""
+        if DISPATCHER not in await asyncio.to_thread(self._cluster.names):
+            await asyncio.to_thread(self._cluster.make, DispatcherActor, DISPATCHER)
 
     async def create(self, instance_ids: Sequence[str]) -> None:
         """Make an actor for each that has none."""
