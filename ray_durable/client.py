@@ -490,8 +490,8 @@ class Hub(HubReader):
                 if time.monotonic() > deadline_s:
                     raise ClusterConnectionError(
                         f"Instance {instance_id!r} did not answer for {_COMMAND_S_MAX:.0f} s ({error}), so whether "
-                        "this had an effect is unknown. Does its orchestrator block (time.sleep, long computations)? Those "
-                        "belong into activities. handle.status() tells what is recorded"
+                        "this had an effect is unknown. Does its orchestrator block (time.sleep, long computations)? "
+                        "Those belong into activities. handle.status() tells what is recorded"
                     ) from error
                 # The outcome is unknown; the same request again is recognised by its id.
                 await self._connection.repair()
