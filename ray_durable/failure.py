@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import traceback as _traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 __all__ = ["Failure", "FailureKind"]
 
@@ -12,6 +13,8 @@ FailureKind = Literal["application", "system", "cancelled", "timeout"]
 
 _TRACEBACK_CHARS_MAX = 16_000
 _MESSAGE_CHARS_MAX = 8_000
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,29 +37,53 @@ class Failure:
     def from_exception(
         cls, error: BaseException, *, kind: FailureKind = "application", non_retryable: bool = False
     ) -> Failure:
-        """Describe `error`; over-long texts lose their middle (traceback) or their end (message)."""
-        nested: object = getattr(error, "failure", None)
-        cause = nested if isinstance(nested, Failure) else None
-        if cause is None and isinstance(error.__cause__, BaseException):
-            inner: object = getattr(error.__cause__, "failure", None)
-            cause = inner if isinstance(inner, Failure) else None
-        text = "".join(_traceback.format_exception(error))
+        """Describe `error`; over-long texts lose their middle (traceback) or their end (message).
+
+        Never raises, whatever the exception's own code does. What no file can hold of a text (lone surrogates) is shown
+        escaped.
+        """
+        text = _plain_text(_probe(lambda: "".join(_traceback.format_exception(error)), ""))
         if len(text) > _TRACEBACK_CHARS_MAX:
             half = _TRACEBACK_CHARS_MAX // 2
             text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
-        try:
-            message = str(error)
-        except Exception as broken:
-            message = f"<str() of the exception raised {type(broken).__name__}>"
         return cls(
             kind=kind,
-            type_name=type(error).__name__,
-            message=message[:_MESSAGE_CHARS_MAX],
+            type_name=_plain_text(_probe(lambda: str(type(error).__name__), "Exception")),
+            message=_message(error)[:_MESSAGE_CHARS_MAX],
             traceback=text,
-            non_retryable=non_retryable or bool(getattr(error, "non_retryable", False)),
-            cause=cause,
+            non_retryable=non_retryable or _probe(lambda: bool(getattr(error, "non_retryable", False)), False),
+            cause=_failure_in(error) or _failure_in(_probe(lambda: error.__cause__, None)),
         )
 
     def describe(self) -> str:
         """One line: type and message."""
         return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+def _probe(ask: Callable[[], _T], otherwise: _T) -> _T:
+    """What `ask` returns. It runs code of somebody else's exception, which may raise anything."""
+    try:
+        return ask()
+    except BaseException:
+        return otherwise
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return _plain_text(str(error))
+    except BaseException as broken:
+        return f"<str() of the exception raised {type(broken).__name__}>"
+
+
+def _failure_in(error: object) -> Failure | None:
+    """The failure that an error of ours carries."""
+
+    def look() -> Failure | None:
+        carried: object = getattr(error, "failure", None)
+        return carried if isinstance(error, BaseException) and isinstance(carried, Failure) else None
+
+    return _probe(look, None)
+
+
+def _plain_text(text: str) -> str:
+    return str.encode(text, "utf-8", "backslashreplace").decode()

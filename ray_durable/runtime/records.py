@@ -2,6 +2,7 @@
 
 storage/FORMAT.md fixes the form: one JSON object a line with `n`, `t` and `type`; payloads that are JSON stand in the
 line as themselves, small binary ones as base64, larger ones as raw sections behind the lines, blobs by their digest.
+Any text can be written: a lone surrogate, which UTF-8 cannot hold, stands as its JSON escape.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def encode_events(events: Iterable[Event]) -> tuple[list[bytes], list[bytes]]:
     for event in events:
         kind = type(event)
         fields = _WRITERS[kind](event, sections)
-        lines.append(f'{{"n":{event.number},"t":{event.time_us},"type":"{kind.__name__}"{fields}}}'.encode())
+        line = f'{{"n":{event.number},"t":{event.time_us},"type":"{kind.__name__}"{fields}}}'
+        # What Python writes for a lone surrogate is JSON's escape too.
+        lines.append(line.encode("utf-8", "backslashreplace"))
     return lines, sections
 
 
@@ -97,7 +100,7 @@ def _payload_text(payload: Payload, sections: list[bytes]) -> str:
 
 def _payload(fields: dict[str, Any], sections: Sequence[bytes]) -> Payload:
     if "json" in fields:
-        return Payload.of("json", _text(fields["json"]).encode())
+        return Payload.of("json", _text(fields["json"]).encode("utf-8", "backslashreplace"))
     if "blob" in fields:
         return Payload(encoding=fields["encoding"], data=None, size=fields["size"], blob=fields["blob"])
     if "section" in fields:

@@ -91,7 +91,8 @@ def encode_segment(
     text = b"\n".join((*lines, b""))
     assert header.count == text.count(b"\n") == len(lines) >= 1, "an event is one line, and a segment counts its events"
     body = b"".join((text, *sections))
-    head = _text(fields)[:-1].encode()
+    # UTF-8 cannot hold lone surrogates; what Python writes for one is JSON's escape too.
+    head = _text(fields)[:-1].encode("utf-8", "backslashreplace")
     size = len(head) + len(_TAIL) + len(body)
     if size > SEGMENT_BYTES_MAX:
         raise PayloadTooLargeError(

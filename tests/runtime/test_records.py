@@ -36,7 +36,13 @@ from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.runtime.records import decode_events, encode_events
 
-texts = st.text(st.characters(codec="utf-8"), max_size=20)
+
+def joined(text: str) -> str:
+    """`text` with every surrogate pair as the one character that it means, which is how JSON reads it."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+texts = st.text(st.characters() | st.characters(categories=["Cs"]), max_size=20).map(joined)
 numbers = st.integers(0, 2**53)
 documents = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | texts,
@@ -46,7 +52,9 @@ documents = st.recursive(
 
 
 def as_json(value: object) -> Payload:
-    return Payload.of("json", json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+    return Payload.of(
+        "json", json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    )
 
 
 payloads = st.one_of(
@@ -160,6 +168,17 @@ def test_events_of_all_kinds_share_sections(events: list[Event]) -> None:
     """Sections are counted through, in the order of the lines."""
     lines, sections = encode_events(events)
     assert decode_events(lines, sections, key="k") == events
+
+
+def test_a_surrogate_that_stands_alone_is_escaped_and_the_rest_stays_readable() -> None:
+    """The line is UTF-8, for every reader of JSON; a pair of halves comes back as the character it means."""
+    (line,), _ = encode_events(
+        [ExecutionTerminated(number=1, time_us=2, reason="ü \\\udc80", request_id="\ud83d\ude00")]
+    )
+    assert '"reason":"ü \\\\\\udc80"' in line.decode()
+    (event,) = decode_events([line], [], key="k")
+    assert isinstance(event, ExecutionTerminated)
+    assert (event.reason, event.request_id) == ("ü \\\udc80", "😀")
 
 
 def test_json_payloads_can_be_read_in_the_line() -> None:
