@@ -26,7 +26,7 @@ def decode_into(future: CommandFuture, decode: _Decode, payload: Payload) -> Non
         return
     try:
         value = decode(payload)
-    except Exception as error:
+    except BaseException as error:
         fail(future, error)
     else:
         resolve(future, value)

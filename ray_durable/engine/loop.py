@@ -115,7 +115,7 @@ class EventLoop(asyncio.AbstractEventLoop):
             if not handle._cancelled:
                 try:
                     handle._run()
-                except SystemExit:
+                except (SystemExit, KeyboardInterrupt):
                     # The task that raised it has it as its exception; the process is not the orchestrator's to end.
                     continue
 
@@ -288,8 +288,6 @@ def _close(coroutine: Any) -> None:
     for _ in range(_CLOSE_ATTEMPTS_MAX):
         try:
             coroutine.throw(ExecutionClosed("The execution has ended."))
-        except KeyboardInterrupt:
-            raise
         except BaseException:
             return
 

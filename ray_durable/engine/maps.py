@@ -142,7 +142,7 @@ class Maps:
         mapped = self.outstanding[event.map]
         try:
             values = self._decode(mapped, event)
-        except Exception as error:
+        except BaseException as error:
             self._give_up(mapped, error)
             return
         failures, stop = dict(event.failures), event.start + event.count
@@ -225,7 +225,7 @@ class Maps:
         for item, failure in failed:
             try:
                 delay_us = self._delay_us(mapped, failure, attempt)
-            except Exception as error:
+            except BaseException as error:
                 # The policy's own handler is the user's code.
                 self._give_up(mapped, error)
                 return False

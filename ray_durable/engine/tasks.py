@@ -106,7 +106,7 @@ class Tasks:
         call = self._end(event.task)
         try:
             delay_us = self._delay_us(call, event.failure)
-        except Exception as error:
+        except BaseException as error:
             # The policy's own handler is the user's code.
             self.failed += 1
             fail(call.future, error)

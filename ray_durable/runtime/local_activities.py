@@ -74,15 +74,18 @@ class LocalActivities:
                 if function.is_async:
                     value = await value
             result = codec.encode(value, function.result_annotation, where=f"result of activity {function.name!r}")
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and _is_owner_cancelled():
+        except BaseException as error:
+            # Also what would end the process: it is not the activity's to end.
+            if _is_of_the_owner(error):
                 raise
             failure = Failure.from_exception(error, non_retryable=isinstance(error, DurableError))
             return TaskFailed(task=task.number, failure=failure, attempt=task.attempt)
         return TaskCompleted(task=task.number, result=result, attempt=task.attempt)
 
 
-def _is_owner_cancelled() -> bool:
-    """Whether it is the turn that is cancelled, and not something of the activity's own."""
-    owner = asyncio.current_task()
+def _is_of_the_owner(error: BaseException) -> bool:
+    """Whether it is the turn that is cancelled or discarded, and not something of the activity's own."""
+    if isinstance(error, GeneratorExit):
+        return True
+    owner = asyncio.current_task() if isinstance(error, asyncio.CancelledError) else None
     return owner is not None and owner.cancelling() > 0

@@ -22,6 +22,7 @@ from ray_durable.engine import (
     OwnerClaimed,
     RuntimeStatus,
     TaskCanceled,
+    TaskCompleted,
     TaskScheduled,
     TimerCanceled,
     TimerCreated,
@@ -104,13 +105,89 @@ def test_an_orchestrator_that_raises_ends_as_failed() -> None:
     assert "engine/execution.py" not in failure.traceback
 
 
-def test_sys_exit_ends_the_orchestrator_not_the_process() -> None:
+class OwnInterrupt(BaseException):
+    """Not an Exception, and not one of Python's."""
+
+
+ENDINGS = pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, OwnInterrupt])
+
+
+@ENDINGS
+def test_what_would_end_the_process_ends_the_orchestrator(ending: type[BaseException]) -> None:
+    """At its start, and after a replayed wait; the execution is not dead by that."""
+
     async def orchestrator(ctx: Context, value: Any) -> Any:
-        raise SystemExit(3)
+        await ctx.call("a")
+        raise ending(3)
 
     execution, _ = begin(orchestrator)
+    caused = execution.apply([completed(2)])
+    assert [type(event) for event in caused] == [TaskCompleted, ExecutionCompleted]
+    assert execution.status is RuntimeStatus.FAILED
     assert execution.failure is not None
-    assert execution.failure.type_name == "SystemExit"
+    assert execution.failure.type_name == ending.__name__
+    assert execution.apply([completed(2)]) == []
+
+
+@ENDINGS
+@pytest.mark.parametrize("wait_for", ["task", "gather", "group"])
+def test_what_would_end_the_process_reaches_whoever_awaits_the_task(ending: type[BaseException], wait_for: str) -> None:
+    """Of a task, of one that is gathered, and of one in a group; it can be caught there."""
+
+    async def child(ctx: Context) -> None:
+        await ctx.call("a")
+        raise ending
+
+    async def wait(ctx: Context) -> None:
+        if wait_for == "task":
+            await asyncio.create_task(child(ctx))
+        elif wait_for == "gather":
+            await asyncio.gather(child(ctx), ctx.event("never"))
+        else:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(child(ctx))
+                group.create_task(asyncio.sleep(60))
+
+    async def orchestrator(ctx: Context, value: Any) -> Any:
+        try:
+            await wait(ctx)
+        except (ending, BaseExceptionGroup) as caught:
+            return (caught.exceptions[0] if isinstance(caught, BaseExceptionGroup) else caught).__class__.__name__
+
+    execution, caused = begin(orchestrator)
+    task = next(event.number for event in caused if isinstance(event, TaskScheduled))
+    execution.apply([completed(task)])
+    assert execution.result == encode(ending.__name__)
+
+
+@ENDINGS
+def test_a_retry_handler_that_would_end_the_process_fails_the_call(ending: type[BaseException]) -> None:
+    """As anything else that it raises does."""
+
+    def handle(failure: Failure) -> bool:
+        raise ending
+
+    async def orchestrator(ctx: Context, value: Any) -> Any:
+        await ctx.call("a", retry=retries(3, handler=handle))
+
+    execution, _ = begin(orchestrator)
+    execution.apply([failed(2)])
+    assert execution.failure is not None
+    assert execution.failure.type_name == ending.__name__
+
+
+def test_cleanup_that_would_end_the_process_does_not_hinder_the_end() -> None:
+    """Also of a coroutine that is closed because the execution was terminated."""
+
+    async def orchestrator(ctx: Context, value: Any) -> Any:
+        try:
+            await ctx.call("a")
+        finally:
+            raise KeyboardInterrupt
+
+    execution, _ = begin(orchestrator)
+    execution.apply([ExecutionTerminated(reason="enough", request_id="r", time_us=at(1))])
+    assert execution.status is RuntimeStatus.TERMINATED
 
 
 def test_an_orchestrator_that_cancels_itself_has_failed_by_cancellation() -> None:

@@ -103,6 +103,15 @@ def local_fails(value: int) -> int:
     raise ValueError(f"no {value}")
 
 
+class OwnInterrupt(BaseException):
+    """Not an Exception, and not one of Python's."""
+
+
+@durable.activity(local=True)
+def local_interrupts(ending: str) -> int:
+    raise {"KeyboardInterrupt": KeyboardInterrupt, "SystemExit": SystemExit, "OwnInterrupt": OwnInterrupt}[ending]
+
+
 @durable.activity(local=True)
 async def local_cancels(value: int) -> int:
     raise asyncio.CancelledError
@@ -235,6 +244,17 @@ async def local_cancelling(ctx: durable.OrchestrationContext) -> str:
     except durable.ActivityError as error:
         return error.failure.type_name
     return "no error"
+
+
+@durable.orchestrator
+async def local_interrupting(ctx: durable.OrchestrationContext) -> list[str]:
+    names = []
+    for ending in ("KeyboardInterrupt", "SystemExit", "OwnInterrupt"):
+        try:
+            await ctx.call_activity(local_interrupts, ending)
+        except durable.ActivityError as error:
+            names.append(error.failure.type_name)
+    return names
 
 
 @durable.orchestrator

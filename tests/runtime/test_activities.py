@@ -104,6 +104,18 @@ class TestLocal:
 
         scenario()
 
+    def test_what_would_end_the_process_is_their_outcome(self) -> None:
+        """Recorded as a failure; the owner goes on."""
+
+        @simulated
+        async def scenario() -> None:
+            world = World()
+            names = await world.run(flows.local_interrupting)
+            assert names == ["KeyboardInterrupt", "SystemExit", "OwnInterrupt"]
+            assert sum(isinstance(event, TaskFailed) for event in await world.history()) == 3
+
+        scenario()
+
     def test_events_are_taken_between_them(self) -> None:
         """A long row of local activities does not keep a caller waiting to its end."""
 

@@ -20,8 +20,8 @@ class RefusesEverything(Exception):
 
     non_retryable = property(refuse)
     failure = property(refuse)
-    __cause__ = property(refuse)  # type: ignore[assignment]
-    __context__ = property(refuse)  # type: ignore[assignment]
+    __cause__ = property(refuse)
+    __context__ = property(refuse)
     __notes__ = property(refuse)
     __str__ = refuse
     __repr__ = refuse
@@ -33,7 +33,7 @@ class Interrupts(Exception):
 
 
 class NamelessType(type):
-    __name__ = property(refuse)  # type: ignore[assignment]
+    __name__ = property(refuse)
 
 
 class Nameless(Exception, metaclass=NamelessType):
