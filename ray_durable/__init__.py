@@ -10,6 +10,7 @@ from ray_durable.context import OrchestrationContext
 from ray_durable.engine import RuntimeStatus
 from ray_durable.errors import (
     ActivityError,
+    ClosedError,
     ClusterConnectionError,
     ConfigurationError,
     CorruptLogError,
@@ -41,6 +42,7 @@ __all__ = [
     "Activity",
     "ActivityError",
     "ActivityInfo",
+    "ClosedError",
     "ClusterConnectionError",
     "ConfigurationError",
     "CorruptLogError",

@@ -160,11 +160,8 @@ class HubReader:
         return [one for one in found if name is None or one.name == name]
 
     def close(self) -> None:
-        """Give connections back. Instances go on."""
-        if self._opened is not None:
-            self._thread.run(self._opened.close(), timeout_s=10)
-            self._opened = None
-        self._thread.stop()
+        """Give connections back. Instances go on; calls that wait, and those to come, raise ClosedError."""
+        self._thread.stop(self._give_back)
 
     def __enter__(self) -> HubReader:
         return self
@@ -178,11 +175,11 @@ class HubReader:
     # What handles use
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of this client, from any thread."""
+        """Run a coroutine of this client, from any thread. ClosedError once it is closed."""
         return self._thread.run(coroutine)
 
     async def relay(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Await a coroutine of this client from another event loop."""
+        """Await a coroutine of this client from another event loop. ClosedError once it is closed."""
         return await asyncio.wrap_future(self._thread.submit(coroutine))
 
     async def status(self, instance_id: str) -> InstanceStatus:
@@ -212,6 +209,11 @@ class HubReader:
     async def terminate(self, instance_id: str, reason: str) -> None:
         """A reader changes nothing."""
         raise ConfigurationError("This hub was opened to read: use ray_durable.connect to terminate instances")
+
+    async def _give_back(self) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
 
     async def _hub(self) -> OpenHub:
         if self._opened is None:

@@ -12,6 +12,7 @@ from ray_durable.failure import Failure
 
 __all__ = [
     "ActivityError",
+    "ClosedError",
     "ClusterConnectionError",
     "ConfigurationError",
     "CorruptLogError",
@@ -135,6 +136,10 @@ class HubHeldError(DurableError):
     """Another living cluster holds the task hub. `holder` describes it."""
 
     holder: str
+
+
+class ClosedError(DurableError):
+    """The hub was closed in this process; what it was asked to do may or may not have happened."""
 
 
 class ClusterConnectionError(DurableError, ConnectionError):
