@@ -86,7 +86,7 @@ def resolve(future: CommandFuture, value: object) -> None:
         future.set_result(value)
 
 
-def fail(future: CommandFuture, error: Exception) -> None:
+def fail(future: CommandFuture, error: BaseException) -> None:
     """Give `future` its exception, unless it is done."""
     if future.done():
         return

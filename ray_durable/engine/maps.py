@@ -246,7 +246,7 @@ class Maps:
             self._retry_after(mapped, tuple(again), attempt + 1, wait_us)
         return True
 
-    def _give_up(self, mapped: OutstandingMap, error: Exception) -> None:
+    def _give_up(self, mapped: OutstandingMap, error: BaseException) -> None:
         if mapped.unfinished:
             self.cancel(mapped)
         self.outstanding.pop(mapped.scheduled.number, None)

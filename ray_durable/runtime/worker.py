@@ -1,7 +1,8 @@
 """What a worker does with a slice: load the function, run call after call until the time budget is spent, report.
 
-No call fails the slice: what a call raises is its outcome. Results over the inline limit are stored as blobs from here,
-so that the bytes never pass through the orchestrator. No Ray here.
+No call fails the slice: what a call raises is its outcome, and so is what goes wrong with its arguments or its result.
+An escape would look like a lost worker, and run its neighbours again. Results over the inline limit are stored as blobs
+from here, so that the bytes never pass through the orchestrator. No Ray here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ray_durable import registry
 from ray_durable.activity_context import ActivityInfo, activity_scope
 from ray_durable.authoring import Activity
 from ray_durable.codec import Codec
-from ray_durable.errors import DurableError, FunctionNotFoundError
+from ray_durable.errors import DurableError, FunctionNotFoundError, StoreError
 from ray_durable.failure import Failure
 from ray_durable.function import DurableFunction
 from ray_durable.payload import Payload
@@ -46,13 +47,14 @@ class Workshop(Protocol):
 def run_slice(work: SliceWork, workshop: Workshop) -> SliceReport:
     """Run calls of `work` in order until its budget is spent; at least one."""
     started_s = time.perf_counter()
-    if registry.is_stale(work.target.reference):
-        return SliceReport(done=0, elapsed_s=0.0, is_stale=True)
     try:
+        if registry.is_stale(work.target.reference):
+            return SliceReport(done=0, elapsed_s=0.0, is_stale=True)
         function = workshop.load(work.target.reference)
         if not isinstance(function, Activity):
             raise FunctionNotFoundError(f"{function!r} is no activity", name=work.target.reference.name)
-    except DurableError as error:
+    except (Exception, SystemExit) as error:
+        # Loading runs the user's module.
         return SliceReport(done=0, elapsed_s=0.0, unresolved=Failure.from_exception(error, kind="system"))
     deadline_s = started_s + work.budget_s
     if work.batch is not None:
@@ -123,8 +125,7 @@ class _Raised:
     __slots__ = ("failure",)
 
     def __init__(self, error: BaseException) -> None:
-        # An error of ours (arguments that cannot be decoded, ...) will not go away by trying again.
-        self.failure = Failure.from_exception(error, non_retryable=isinstance(error, DurableError))
+        self.failure = _failure_of(error)
 
 
 def _run_all(function: Activity[Any, Any], calls: Iterator[_Call], deadline_s: float) -> Iterator[_Outcome]:
@@ -171,8 +172,8 @@ def _encoded(call: _Call, outcome: Any) -> Payload | Failure:
     try:
         payload = call.workshop.codec.encode(outcome, call.function.result_annotation, where=_result_of(call.function))
         return call.workshop.offload(call.work.run, payload)
-    except DurableError as error:
-        return Failure.from_exception(error, non_retryable=True)
+    except BaseException as error:
+        return _failure_of(error)
 
 
 def _run_batch(
@@ -180,36 +181,66 @@ def _run_batch(
 ) -> SliceReport:
     assert work.batch is not None
     annotation = next(iter(function.calls.annotations.values()), Any)
-    items = workshop.codec.decode_batch(work.batch, annotation, where=f"items of activity {function.name!r}")
-    calls = (_Call(function, workshop, work, index, item) for index, item in enumerate(items))
-    outcomes = list(_run_all(function, calls, deadline_s))
-    failures = {call.index: outcome.failure for call, outcome in outcomes if isinstance(outcome, _Raised)}
-    successes = [(call.index, outcome) for call, outcome in outcomes if not isinstance(outcome, _Raised)]
-    results = _encode_results(workshop.codec, function, successes, failures)
+    try:
+        items = workshop.codec.decode_batch(work.batch, annotation, where=f"items of activity {function.name!r}")
+    except BaseException as error:
+        # Nothing of it can be told apart: none runs.
+        done, successes = work.count, []
+        failures = dict.fromkeys(range(work.count), _failure_of(error))
+    else:
+        calls = (_Call(function, workshop, work, index, item) for index, item in enumerate(items))
+        outcomes = list(_run_all(function, calls, deadline_s))
+        done = len(outcomes)
+        failures = {call.index: outcome.failure for call, outcome in outcomes if isinstance(outcome, _Raised)}
+        successes = [(call.index, outcome) for call, outcome in outcomes if not isinstance(outcome, _Raised)]
+    results = _store_results(work, workshop, function, successes, failures)
     return SliceReport(
-        done=len(outcomes),
+        done=done,
         elapsed_s=time.perf_counter() - started_s,
-        results=workshop.offload(work.run, results),
+        results=results,
         failures=tuple(sorted(failures.items())),
     )
+
+
+def _store_results(
+    work: SliceWork,
+    workshop: Workshop,
+    function: Activity[Any, Any],
+    successes: list[tuple[int, Any]],
+    failures: dict[int, Failure],
+) -> Payload:
+    """All results as one batch; those that cannot be encoded or stored become failures of their own items."""
+    try:
+        return workshop.offload(work.run, _encode_results(workshop.codec, function, successes, failures))
+    except BaseException as error:
+        failure = _failure_of(error)
+        for index, _ in successes:
+            failures.setdefault(index, failure)
+        return workshop.codec.encode_batch([], function.result_annotation, where=_result_of(function))
 
 
 def _encode_results(
     codec: Codec, function: Activity[Any, Any], successes: list[tuple[int, Any]], failures: dict[int, Failure]
 ) -> Payload:
-    """All results as one batch; those that cannot be encoded become failures of their own items."""
     annotation, where = function.result_annotation, _result_of(function)
     try:
         return codec.encode_batch([value for _, value in successes], annotation, where=where)
-    except DurableError:
+    except BaseException:
         kept: list[Any] = []
         for index, value in successes:
             try:
                 codec.encode(value, annotation, where=where)
                 kept.append(value)
-            except DurableError as error:
-                failures[index] = Failure.from_exception(error, non_retryable=True)
+            except BaseException as error:
+                failures[index] = _failure_of(error)
         return codec.encode_batch(kept, annotation, where=where)
+
+
+def _failure_of(error: BaseException) -> Failure:
+    """The failure of a call: the store's trouble is the system's, and any other error of ours will not go away."""
+    if isinstance(error, StoreError):
+        return Failure.from_exception(error, kind="system")
+    return Failure.from_exception(error, non_retryable=isinstance(error, DurableError))
 
 
 def _result_of(function: Activity[Any, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import ray_durable as durable
 
@@ -255,6 +256,16 @@ async def local_interrupting(ctx: durable.OrchestrationContext) -> list[str]:
         except durable.ActivityError as error:
             names.append(error.failure.type_name)
     return names
+
+
+@durable.activity
+def same_quietly(value: Any) -> Any:
+    return value
+
+
+@durable.activity
+async def same_quietly_async(value: Any) -> Any:
+    return value
 
 
 @durable.orchestrator

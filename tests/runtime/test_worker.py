@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import ray_durable as durable
 from ray_durable import registry
 from ray_durable.codec import Codec
-from ray_durable.errors import FunctionNotFoundError
+from ray_durable.errors import FunctionNotFoundError, StoreError
 from ray_durable.failure import Failure
 from ray_durable.function import DurableFunction
 from ray_durable.payload import Payload
@@ -272,3 +273,84 @@ def test_a_worker_s_way_to_its_hub(tmp_path: Path) -> None:
             workshop.load(FunctionReference(name="gone", module="no_such_module", qualname="gone"))
     finally:
         client.stop()
+
+
+@durable.activity
+def takes_numbers(value: int) -> int:
+    flows.runs["takes_numbers"] += 1
+    return value
+
+
+class FullStore(Workshop):
+    """Its store takes nothing."""
+
+    def offload(self, run: str, payload: Payload) -> Payload:
+        if payload.size > 100:
+            raise StoreError("No space left on device", url="file:///full")
+        return payload
+
+
+class BrokenCodec(Codec):
+    """Its writing part has a fault."""
+
+    def encode(self, value: Any, annotation: Any = Any, *, where: str) -> Payload:
+        if value == "bad":
+            raise AttributeError("the fault")
+        return super().encode(value, annotation, where=where)
+
+    def encode_batch(self, values: Sequence[Any], annotation: Any = Any, *, where: str) -> Payload:
+        if "bad" in values:
+            raise SystemExit("the fault")
+        return super().encode_batch(values, annotation, where=where)
+
+
+def test_items_that_no_longer_fit_fail_and_are_not_run() -> None:
+    """The function was changed while the instance ran; no worker counts as lost, so nothing runs twice."""
+    work = batch(takes_numbers, 1, 2)
+    work.batch = CODEC.encode_batch([["a"], ["b"]], list[str], where="x")
+    report = run_slice(work, Workshop())
+    assert report.done == 2
+    assert [(offset, failure.type_name, failure.kind) for offset, failure in report.failures] == [
+        (0, "SerializationError", "application"),
+        (1, "SerializationError", "application"),
+    ]
+    assert report.results is not None
+    assert CODEC.decode_batch(report.results, int, where="x") == []
+    assert flows.runs["takes_numbers"] == 0
+
+
+def test_a_result_that_the_store_does_not_take_fails_its_call() -> None:
+    """It is the system's fault, and the calls beside it keep their results; of a batch, all results are one."""
+    report = run_slice(calls(flows.letters_quietly, 10, 200, 20), FullStore())
+    assert values_of(report) == ["x" * 10, "StoreError", "x" * 20]
+    failure = report.outcomes[1]
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.non_retryable) == ("system", False)
+    mapped = run_slice(batch(flows.letters_quietly, 10_000, -1), FullStore())
+    assert [(offset, failure.kind) for offset, failure in mapped.failures] == [(0, "system"), (1, "system")]
+
+
+@pytest.mark.parametrize("function", [flows.same_quietly, flows.same_quietly_async])
+def test_a_fault_in_the_encoding_of_a_result_fails_its_call_alone(function: DurableFunction) -> None:
+    """Whatever kind of exception it is, the others keep their results."""
+    workshop = Workshop()
+    workshop.codec = BrokenCodec()
+    assert values_of(run_slice(calls(function, 1, "bad", 3), workshop)) == [1, "AttributeError", 3]
+    work = batch(function, 1, 2)
+    work.batch, work.count = CODEC.encode_batch([1, "bad", 3], Any, where="x"), 3
+    mapped = run_slice(work, workshop)
+    assert [(offset, failure.type_name) for offset, failure in mapped.failures] == [(1, "AttributeError")]
+    assert mapped.results is not None
+    assert CODEC.decode_batch(mapped.results, Any, where="x") == [1, 3]
+
+
+def test_a_module_that_exits_when_it_is_loaded_is_no_failure_of_the_calls() -> None:
+    """Nothing ran; the reason is told."""
+
+    class Exits(Workshop):
+        def load(self, reference: FunctionReference) -> DurableFunction:
+            raise SystemExit("no GPU")
+
+    report = run_slice(calls(flows.same, 1), Exits())
+    assert report.unresolved is not None
+    assert report.unresolved.describe() == "SystemExit: no GPU"
