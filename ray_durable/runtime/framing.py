@@ -1,7 +1,8 @@
 """Authenticated frames on a TCP connection inside a cluster.
 
-A frame is the length of its body and a number, an HMAC-SHA256 over direction, number and body, and the body, a pickle.
-The body is opened only after its HMAC was checked; keys are random, live as long as a process, and travel by Ray alone.
+A frame is a header and a body, a pickle. The header holds the size of the body, a number, the body's SHA-256, and an
+HMAC-SHA256 over the direction and all of these: whoever has no key gets no byte of a body read, let alone opened. Keys
+are random, live as long as a process, and travel by Ray alone.
 """
 
 from __future__ import annotations
@@ -10,14 +11,21 @@ import asyncio
 import hashlib
 import hmac
 import pickle
+import socket
 import struct
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["HEADER", "Endpoint", "ForeignFrameError", "open_frame", "read_frame", "seal_frame", "write_frame"]
+__all__ = ["Endpoint", "ForeignFrameError", "keep_alive", "read_frame", "receive_frame", "seal_frame", "write_frame"]
 
-HEADER = struct.Struct(">QQ32s")
+_FACTS = struct.Struct(">QQ32s")
+_SEAL_BYTES = 32
+_HEADER_BYTES = _FACTS.size + _SEAL_BYTES
 _FRAME_BYTES_MAX = 1 << 30
+_RECEIVE_BYTES = 1 << 20
+
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPALIVE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+"""Seconds of silence before the first probe (by either name), seconds between probes, and unanswered probes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +47,8 @@ class ForeignFrameError(Exception):
 def seal_frame(key: bytes, direction: bytes, number: int, message: object) -> bytes:
     """The bytes of a frame."""
     body = pickle.dumps(message, protocol=5)
-    return HEADER.pack(len(body), number, _seal(key, direction, number, body)) + body
-
-
-def open_frame(key: bytes, direction: bytes, number: int, seal: bytes, body: bytes) -> Any:
-    """The message of a frame; ForeignFrameError, and nothing unpickled, if its seal is wrong."""
-    if not hmac.compare_digest(seal, _seal(key, direction, number, body)):
-        raise ForeignFrameError
-    return pickle.loads(body)
+    facts = _FACTS.pack(len(body), number, hashlib.sha256(body).digest())
+    return b"".join((facts, _seal(key, direction, facts), body))
 
 
 def write_frame(writer: asyncio.StreamWriter, key: bytes, direction: bytes, number: int, message: object) -> None:
@@ -56,13 +58,50 @@ def write_frame(writer: asyncio.StreamWriter, key: bytes, direction: bytes, numb
 
 async def read_frame(reader: asyncio.StreamReader, key: bytes, direction: bytes) -> tuple[int, Any]:
     """The next message and its number. IncompleteReadError at the end, ForeignFrameError for what is not ours."""
-    size, number, seal = HEADER.unpack(await reader.readexactly(HEADER.size))
+    size, number, digest = _open_header(key, direction, await reader.readexactly(_HEADER_BYTES))
+    return number, _open_body(digest, await reader.readexactly(size))
+
+
+def receive_frame(line: socket.socket, key: bytes, direction: bytes) -> tuple[int, Any]:
+    """`read_frame` on a blocking socket. EOFError at the end, ForeignFrameError for what is not ours."""
+    size, number, digest = _open_header(key, direction, _receive(line, _HEADER_BYTES))
+    return number, _open_body(digest, _receive(line, size))
+
+
+def keep_alive(line: Any) -> None:
+    """Have the system find out within half a minute that the other machine is gone: then reading fails with OSError."""
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _open_header(key: bytes, direction: bytes, header: bytes) -> tuple[int, int, bytes]:
+    facts, seal = header[: _FACTS.size], header[_FACTS.size :]
+    if not hmac.compare_digest(seal, _seal(key, direction, facts)):
+        raise ForeignFrameError("the header's seal is not ours")
+    size, number, digest = _FACTS.unpack(facts)
     if size > _FRAME_BYTES_MAX:
-        raise ForeignFrameError
-    return number, open_frame(key, direction, number, seal, await reader.readexactly(size))
+        raise ForeignFrameError(f"a body of {size} bytes is too large")
+    return size, number, digest
 
 
-def _seal(key: bytes, direction: bytes, number: int, body: bytes) -> bytes:
-    sealed = hmac.new(key, direction + number.to_bytes(8, "big"), hashlib.sha256)
-    sealed.update(body)
-    return sealed.digest()
+def _open_body(digest: bytes, body: bytes) -> Any:
+    if not hmac.compare_digest(digest, hashlib.sha256(body).digest()):
+        raise ForeignFrameError("the body is not the one that was sealed")
+    return pickle.loads(body)
+
+
+def _seal(key: bytes, direction: bytes, facts: bytes) -> bytes:
+    return hmac.digest(key, direction + facts, "sha256")
+
+
+def _receive(line: socket.socket, size: int) -> bytes:
+    pieces: list[bytes] = []
+    while size:
+        piece = line.recv(min(size, _RECEIVE_BYTES))
+        if not piece:
+            raise EOFError
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)

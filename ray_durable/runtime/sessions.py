@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-import select
 import socket
 import time
 from collections import defaultdict, deque
@@ -24,11 +23,11 @@ from dataclasses import dataclass, field
 
 from ray_durable.failure import Failure
 from ray_durable.runtime.framing import (
-    HEADER,
     Endpoint,
     ForeignFrameError,
-    open_frame,
+    keep_alive,
     read_frame,
+    receive_frame,
     seal_frame,
     write_frame,
 )
@@ -107,25 +106,32 @@ class SessionServer:
     def ended(self, session: Session, end: SessionEnd | Failure) -> None:
         """The session's task has ended: with what it returned, or why its worker was lost."""
         session.end = end
-        if not session.is_line_open:
+        if session.is_line_open:
+            return  # what is still on the line comes first
+        if session.current is not None and session.writer is None and end == session.sent:
+            # It served over a line that nobody here has looked at yet.
+            asyncio.get_running_loop().call_later(_CONNECT_S_MAX, self._settle_unless_open, session)
+        else:
             self._settle(session)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session: Session | None = None
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ForeignFrameError):
-            while True:
-                number, message = await read_frame(reader, self._key, _FROM_WORKER)
-                session = self._sessions.get(number)
-                if session is None:
-                    break
+        try:
+            keep_alive(writer.get_extra_info("socket"))
+            number, _ = await read_frame(reader, self._key, _FROM_WORKER)
+            session = self._sessions.get(number)
+            if session is not None:
                 session.writer, session.is_line_open = writer, True
-                if message is not None:
-                    self._report(session, *message)
-        writer.close()
-        if session is not None:
-            session.is_line_open = False
-            if session.end is not None:
-                self._settle(session)
+            while session is not None:
+                _, message = await read_frame(reader, self._key, _FROM_WORKER)
+                self._report(session, *message)
+        except (OSError, asyncio.IncompleteReadError, ForeignFrameError):
+            pass  # the worker hung up or was cut off, or is none: its task's end tells what became of it
+        finally:
+            writer.close()
+            if session is not None:
+                session.is_line_open = False
+                self._settle_unless_open(session)
 
     def _report(self, session: Session, report: SliceReport, is_last: bool) -> None:
         if session.current is not None:
@@ -134,6 +140,10 @@ class SessionServer:
             if not is_last:
                 self._waiting[session.key].append(session)
             done(report)
+
+    def _settle_unless_open(self, session: Session) -> None:
+        if session.end is not None and not session.is_line_open:
+            self._settle(session)
 
     def _settle(self, session: Session) -> None:
         """The task has ended and nothing more comes over its line: what it still held is known now."""
@@ -157,37 +167,52 @@ def serve_session(
     endpoint: Endpoint | None, number: int, first: SliceWork, run: Callable[[SliceWork], SliceReport]
 ) -> SessionEnd:
     """Serve slices, from `first` on, until none comes; for the worker's process. Blocking."""
-    if endpoint is None:
-        return run(first)
-    try:
-        line = socket.create_connection((endpoint.host, endpoint.port), timeout=_CONNECT_S_MAX)
-    except OSError:
-        return run(first)
     began_s = time.monotonic()
+    line = None if endpoint is None else _dial(endpoint, number)
+    if endpoint is None or line is None:
+        return run(first)
     served = 0
     work: SliceWork | None = first
-    with line, contextlib.suppress(OSError, ForeignFrameError, EOFError):
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        line.settimeout(_FRAME_S_MAX)
-        line.sendall(seal_frame(endpoint.key, _FROM_WORKER, number, None))
+    with line:
         while work is not None:
+            # Outside of `_next_work`: what `run` raises is the task's failure, not the line's.
             report = run(work)
             served += 1
             is_last = time.monotonic() - began_s > _SESSION_S_MAX
-            line.sendall(seal_frame(endpoint.key, _FROM_WORKER, number, (report, is_last)))
-            if is_last or not select.select([line], [], [], _LINGER_S)[0]:
-                break
-            size, _, seal = HEADER.unpack(_receive(line, HEADER.size))
-            work = open_frame(endpoint.key, _TO_WORKER, number, seal, _receive(line, size))
+            work = _next_work(line, endpoint, number, report, is_last)
     return served
 
 
-def _receive(line: socket.socket, size: int) -> bytes:
-    pieces: list[bytes] = []
-    while size:
-        piece = line.recv(min(size, 1 << 20))
-        if not piece:
-            raise EOFError
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
+def _dial(endpoint: Endpoint, number: int) -> socket.socket | None:
+    """A line to the dispatcher on which the session has said its number; None if there is no way."""
+    try:
+        line = socket.create_connection((endpoint.host, endpoint.port), timeout=_CONNECT_S_MAX)
+    except OSError:
+        return None
+    try:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(line)
+        line.sendall(seal_frame(endpoint.key, _FROM_WORKER, number, None))
+    except OSError:
+        line.close()
+        return None
+    return line
+
+
+def _next_work(
+    line: socket.socket, endpoint: Endpoint, number: int, report: SliceReport, is_last: bool
+) -> SliceWork | None:
+    """Report, and wait a moment for more; None if nothing comes, or the line is of no more use."""
+    frame = seal_frame(endpoint.key, _FROM_WORKER, number, (report, is_last))
+    with contextlib.suppress(OSError, ForeignFrameError, EOFError):
+        line.settimeout(_FRAME_S_MAX)
+        line.sendall(frame)
+        if is_last:
+            return None
+        line.settimeout(_LINGER_S)
+        line.recv(1, socket.MSG_PEEK)
+        line.settimeout(_FRAME_S_MAX)
+        addressee, work = receive_frame(line, endpoint.key, _TO_WORKER)
+        if addressee == number and isinstance(work, SliceWork):
+            return work
+    return None
