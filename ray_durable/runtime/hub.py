@@ -53,6 +53,7 @@ from ray_durable.storage import (
     persist,
     probe,
     put_blob,
+    read_settings,
     read_start,
     read_tail,
     record_ended,
@@ -75,6 +76,13 @@ _PAYLOAD_FIELDS: Mapping[type[Event], str] = {
 """The field of each event type that may be a blob."""
 
 _READS_AT_ONCE = 32
+_WRITES_AT_ONCE = 32
+
+_TURN_BYTES_MAX = 16 * 1024 * 1024
+"""Of payloads inline in one turn; a segment holds four times as much."""
+
+_LARGE_TURN_INLINE_BYTES_MAX = 4 * 1024
+"""The inline limit of a turn that is over it: a blob is a request to the store, which smaller ones are not worth."""
 
 
 class OpenHub:
@@ -91,12 +99,12 @@ class OpenHub:
 
     @classmethod
     async def open(cls, address: HubAddress, *, epoch: int = 0) -> OpenHub:
-        """Open the hub's store; nothing is written."""
+        """Open the hub's store; nothing is written, and neither root nor hub need exist."""
         store = await open_store(address.root, storage_options=address.storage_options())
         return cls(address, store, epoch=epoch)
 
     async def create(self) -> None:
-        """Make sure that the store can hold a hub, and that the hub exists.
+        """Make sure that the store can hold a hub, and that the root and the hub exist.
 
         Raises:
             UnsupportedStoreError: the store has no atomic create-if-absent.
@@ -105,15 +113,21 @@ class OpenHub:
         """
         await probe(self.store, self.keys.probe(secrets.token_hex(8)))
         await create_hub(self.store, self.keys, {})
+        # A local root may be new: what it is trusted with is known only now.
+        self.codec = Codec(trust=_trust(self.store), limits=self.limits)
+
+    async def exists(self) -> bool:
+        """Whether there is such a hub. ConfigurationError if this version does not read its format."""
+        return await persist(lambda: read_settings(self.store, self.keys)) is not None
 
     async def close(self) -> None:
         """Give the store's connections back."""
         await self.store.close()
 
-    async def read_history(
+    async def read_log(
         self, instance_id: str, *, on_trouble: Callable[[DurableError, float], None] | None = None
     ) -> tuple[RunLog, list[Event]]:
-        """The log of the newest execution, and its events with all payloads loaded.
+        """The log of the newest execution, and its events; blobs are not loaded.
 
         Raises:
             InstanceNotFoundError: there is no such instance.
@@ -130,7 +144,6 @@ class OpenHub:
                     "storage/verify.py",
                     key=self.keys.executions(instance_id),
                 )
-        await self._load_blobs(log.run, events)
         return log, events
 
     async def history(self, instance_id: str) -> list[Event]:
@@ -221,7 +234,7 @@ class OpenHub:
             return event
         return _with_payload(event, field, await self.fetch(run, payload))
 
-    async def _load_blobs(self, run: str, events: list[Event]) -> None:
+    async def load_blobs(self, run: str, events: list[Event]) -> None:
         """Put the events with their payloads' bytes loaded in the places of those without."""
         unloaded = [place for place, event in enumerate(events) if _is_unloaded(event)]
         for begin in range(0, len(unloaded), _READS_AT_ONCE):
@@ -238,20 +251,34 @@ class OpenHub:
 
     async def offload(self, run: str, payload: Payload) -> Payload:
         """The payload, stored as a blob of `run` if it is over the inline limit."""
-        if payload.blob is not None or payload.size <= self.limits.inline_bytes_max:
+        return await self._offload(run, payload, self.limits.inline_bytes_max)
+
+    async def _offload(self, run: str, payload: Payload, inline_bytes_max: int) -> Payload:
+        if payload.blob is not None or payload.size <= inline_bytes_max:
             return payload
         await put_blob(self.store, self.keys, run, payload.bytes)
         return payload.as_blob()
 
     async def store_payloads(self, run: str, events: Sequence[Event]) -> list[Event]:
-        """The events, with payloads over the inline limit stored as blobs and referred to."""
-        stored: list[Event] = []
-        for event in events:
-            field = _PAYLOAD_FIELDS.get(type(event))
-            payload: Payload | None = getattr(event, field) if field is not None else None
-            if field is not None and payload is not None and payload.size > self.limits.inline_bytes_max:
-                event = _with_payload(event, field, await self.offload(run, payload))
-            stored.append(event)
+        """The events, with payloads over the inline limit stored as blobs and referred to.
+
+        The limit is lower for many payloads that would not fit into one segment together.
+        """
+        stored = list(events)
+        limit = self.limits.inline_bytes_max
+        sizes = [payload.size for payload in map(_payload_of, events) if payload is not None and payload.blob is None]
+        if sum(size for size in sizes if size <= limit) > _TURN_BYTES_MAX:
+            limit = min(limit, _LARGE_TURN_INLINE_BYTES_MAX)
+        places = [place for place, event in enumerate(events) if _is_inline_over(limit, event)]
+
+        async def store(place: int) -> None:
+            event = stored[place]
+            payload = _payload_of(event)
+            assert payload is not None
+            stored[place] = _with_payload(event, _PAYLOAD_FIELDS[type(event)], await self._offload(run, payload, limit))
+
+        for begin in range(0, len(places), _WRITES_AT_ONCE):
+            await asyncio.gather(*map(store, places[begin : begin + _WRITES_AT_ONCE]))
         return stored
 
     async def _latest(self, instance_id: str, pacing: Pacing) -> int:
@@ -277,10 +304,20 @@ class OpenHub:
         return bundle
 
 
-def _is_unloaded(event: Event) -> bool:
+def _payload_of(event: Event) -> Payload | None:
     field = _PAYLOAD_FIELDS.get(type(event))
     payload: Payload | None = getattr(event, field) if field is not None else None
+    return payload
+
+
+def _is_unloaded(event: Event) -> bool:
+    payload = _payload_of(event)
     return payload is not None and payload.data is None
+
+
+def _is_inline_over(limit: int, event: Event) -> bool:
+    payload = _payload_of(event)
+    return payload is not None and payload.blob is None and payload.size > limit
 
 
 def _with_payload(event: E, field: str, payload: Payload) -> E:
@@ -291,7 +328,7 @@ def _with_payload(event: E, field: str, payload: Payload) -> E:
 def _trust(store: ObjectStore) -> Trust:
     """A local folder that belongs to this user and that nobody else may write is as safe as the user's own code."""
     path: Path | None = store.private_path
-    if path is None:
+    if path is None or not path.exists():
         return Trust.NONE
     found = path.stat()
     is_private = found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

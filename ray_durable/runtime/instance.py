@@ -49,6 +49,7 @@ from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort
 from ray_durable.runtime.records import encode_events
 from ray_durable.runtime.release import Releaser, outcome_event
 from ray_durable.runtime.status import Owner, summarize
+from ray_durable.runtime.termination import record_termination
 from ray_durable.storage import ClaimLostError, RunLog
 
 __all__ = ["Instance"]
@@ -77,6 +78,8 @@ class Instance:
         self._host = host
         self._pid = pid
         self._inbox = Inbox()
+        # Wanted ends, which must not have to wait for code that cannot be loaded. They wait in the inbox too.
+        self._terminations: list[tuple[ExecutionTerminated, Arrival]] = []
         self._dispatch_problem: str | None = None
         # What the open set says of a problem; at first, whatever an earlier owner left there.
         self._noted_problem: str | None = ""
@@ -107,19 +110,33 @@ class Instance:
 
     async def raise_event(self, name: str, value: Payload, event_id: str) -> None:
         """Returns when the event is durable; a repeated id changes nothing. InstanceEndedError after the end."""
-        await self._control(EventRaised(name=name, value=value, event_id=event_id))
+        await self._put(self._arrival(EventRaised(name=name, value=value, event_id=event_id)))
 
     async def terminate(self, reason: str, request_id: str) -> None:
         """Returns when the end is durable. InstanceEndedError if it has ended already."""
-        await self._control(ExecutionTerminated(reason=reason, request_id=request_id))
+        event = ExecutionTerminated(reason=reason, request_id=request_id)
+        arrival = self._arrival(event)
+        self._terminations.append((event, arrival))
+        try:
+            await self._put(arrival)
+        finally:
+            self._terminations.remove((event, arrival))
 
-    async def _control(self, event: Event) -> None:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._inbox.put(Arrival(events=[event], done=done))
-        await done
+    @staticmethod
+    def _arrival(event: Event) -> Arrival:
+        return Arrival(events=[event], done=asyncio.get_running_loop().create_future())
+
+    async def _put(self, arrival: Arrival) -> None:
+        assert arrival.done is not None
+        self._inbox.put(arrival)
+        await arrival.done
 
     async def _load_when_possible(self) -> None:
-        """Load and claim; what an operator can mend (code that cannot be imported, a damaged object) is waited for."""
+        """Load and claim; what an operator can mend (code that cannot be imported, a damaged object) is waited for.
+
+        So is what nobody expected: an instance that ends by a fault of ours would be lost, and one that tries again at
+        once a burden.
+        """
         while True:
             try:
                 await self._load()
@@ -129,22 +146,55 @@ class Instance:
                 continue  # somebody else took the slot: read on, and claim after it
             except (FencedError, InstanceNotFoundError):
                 raise
-            except DurableError as error:
-                await self._report_problem(f"{type(error).__name__}: {error}")
-                await asyncio.sleep(_PROBLEM_RETRY_S)
+            except (Exception, SystemExit) as error:
+                # SystemExit: loading runs the user's module.
+                self._discard()
+                await self._report_trouble(error)
+                if not await self._is_terminated_unloaded():
+                    await asyncio.sleep(_PROBLEM_RETRY_S)
+
+    async def _is_terminated_unloaded(self) -> bool:
+        """Record the termination that somebody wants of what cannot be loaded; whether that could be done."""
+        if not self._terminations:
+            return False
+        asked, _ = self._terminations[0]
+        try:
+            if not await record_termination(self._hub, self.instance_id, asked, self._clock.now_us()):
+                return False
+        except (FencedError, InstanceNotFoundError):
+            raise
+        except Exception as error:
+            logger.warning("%s cannot be terminated: %s", self.instance_id, Failure.from_exception(error).describe())
+            return False
+        for event, arrival in self._terminations:
+            if event == asked:
+                arrival.accept()
+        return True
 
     async def _serve_while_possible(self) -> None:
-        """Serve to the end, or to something that an operator can mend: then the log has to be loaded anew."""
+        """Serve to the end, or to trouble: then the log has to be loaded anew."""
         try:
             await self._serve()
         except (FencedError, InstanceNotFoundError):
             raise
-        except DurableError as error:
+        except Exception as error:
             text = f"{type(error).__name__}: {error}"
             self._inbox.refuse_taken(lambda: StoreUnavailableError(f"Outcome unknown: {text}", url=self._hub.store.url))
             self._discard()
-            await self._report_problem(text)
+            await self._report_trouble(error)
             await asyncio.sleep(_PROBLEM_RETRY_S)
+
+    async def _report_trouble(self, error: BaseException) -> None:
+        """Say why it does not go on. An error that is not ours has a traceback worth reading."""
+        failure = Failure.from_exception(error)
+        problem = failure.describe()
+        if not isinstance(error, DurableError):
+            problem += " (a bug in ray_durable or a damaged environment: see the log of the instance's host)"
+            logger.error("%s cannot go on, and tries again:\n%s", self.instance_id, failure.traceback)
+        try:
+            await self._report_problem(problem)
+        except Exception as unnoted:
+            logger.warning("%s: its problem cannot be noted in the store: %s", self.instance_id, unnoted)
 
     async def _report_problem(self, problem: str | None) -> None:
         if problem != self.problem:
@@ -157,7 +207,7 @@ class Instance:
     async def _load(self) -> None:
         """Read the log, replay it, claim it, and release what an earlier owner could not."""
         hub = self._hub
-        self._log, history = await hub.read_history(self.instance_id, on_trouble=self._on_store_trouble)
+        self._log, history = await hub.read_log(self.instance_id, on_trouble=self._on_store_trouble)
         started = history[0]
         if not isinstance(started, ExecutionStarted):
             raise CorruptLogError(
@@ -179,6 +229,7 @@ class Instance:
             await self._leave_dispatcher()
             await self._finish(last.status)
             return
+        await hub.load_blobs(started.run, history)
         orchestration = await hub.load_orchestration(started)
         self._execution = Execution(orchestration.main)
         self._orchestration = orchestration

@@ -158,6 +158,104 @@ def test_an_orchestrator_that_cannot_be_imported_waits_until_it_can(
     sys.modules.pop("module_that_comes_and_goes", None)
 
 
+def test_an_orchestrator_that_cannot_be_imported_can_be_terminated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end needs no code; a lone surrogate in the reason is no hindrance; what else waits is refused."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "module_that_goes.py"
+    file.write_text(MODULE)
+    module: Any = importlib.import_module("module_that_goes")
+
+    async def scenario() -> None:
+        world = World()
+        await world.start(module.of_a_module)
+        del sys.modules["module_that_goes"]
+        file.write_text("raise SystemExit('no GPU')")
+        importlib.invalidate_caches()
+        owner = world.own()
+        await asyncio.sleep(1)
+        payload = world.hub.codec.encode("yes", where="test")
+        answers = await asyncio.gather(
+            owner.instance.raise_event("Approval", payload, "e1"),
+            owner.instance.terminate("not needed \udc80", "r1"),
+            owner.instance.terminate("not needed \udc80", "r1"),
+            owner.instance.terminate("late", "r2"),
+            return_exceptions=True,
+        )
+        assert [type(answer).__name__ for answer in answers] == [
+            "InstanceEndedError",
+            "NoneType",
+            "NoneType",
+            "InstanceEndedError",
+        ]
+        await owner.ended()
+        status, failure = await world.status(), await world.failure()
+        assert status.runtime_status is RuntimeStatus.TERMINATED
+        assert (failure.kind, failure.type_name) == ("cancelled", "OrchestrationTerminatedError")
+        assert failure.message == "not needed \udc80"
+        names = [type(event).__name__ for event in await world.history()]
+        assert names == ["ExecutionStarted", "ExecutionTerminated", "ExecutionCompleted"]
+        assert await find_open(world.objects, world.hub.keys, "one") is None
+        await world.own().ended()
+
+    simulate(scenario())
+    sys.modules.pop("module_that_goes", None)
+
+
+@simulated
+async def test_a_fault_while_loading_is_said_and_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither an endless row of owners that die, nor silence: status and log tell, and it goes on once mended."""
+    world = World()
+    await world.start(flows.chain, 1)
+
+    async def fault(operation: str, key: str) -> None:
+        if operation == "list" and owner.instance.problem is None:
+            raise ZeroDivisionError("a \udc80 fault")
+
+    owner = world.own()
+    owner.store.before = fault
+    await asyncio.sleep(1)
+    assert not owner.task.done()
+    problem = (await world.status()).problem
+    assert problem is not None
+    assert "ZeroDivisionError: a \\udc80 fault" in problem
+    assert "a bug in ray_durable or a damaged environment" in problem
+    assert "Traceback" in caplog.text
+    await owner.ended()
+    assert await world.result() == 1
+    assert (await world.status()).problem is None
+
+
+@simulated
+async def test_a_fault_while_serving_is_said_and_the_log_loaded_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever waits hears that the outcome is unknown, and may ask again."""
+    world = World()
+    await world.start(flows.approval)
+    owner = world.own()
+    await world.until(lambda: owner.store.segments)
+    await world.settle()
+
+    async def fault(operation: str, key: str) -> None:
+        if operation == "put_if_absent":
+            raise ZeroDivisionError("a fault")
+
+    owner.store.before = fault
+    payload = world.hub.codec.encode("yes", where="test")
+    with pytest.raises(StoreUnavailableError, match="Outcome unknown: ZeroDivisionError"):
+        await owner.instance.raise_event("Approval", payload, "e\udc80")
+    owner.store.before = None
+    await asyncio.sleep(1)
+    problem = (await world.status()).problem
+    assert problem is not None
+    assert "ZeroDivisionError: a fault" in problem
+    assert "Traceback" in caplog.text
+    await owner.instance.raise_event("Approval", payload, "e\udc80")
+    await owner.instance.raise_event("Approval", payload, "e2")
+    await owner.ended()
+    assert await world.result() == ["yes", "yes"]
+
+
 @simulated
 async def test_a_problem_that_an_earlier_owner_noted_is_cleared_by_the_next() -> None:
     """The one that noted it died; the next one has no trouble, and the status does not speak of any."""
@@ -204,7 +302,7 @@ def test_a_turn_that_is_too_large_fails_the_instance_and_writes_nothing_of_it() 
     @simulated
     async def scenario() -> None:
         world = World()
-        await world.start(flows.large_calls, 1_100, 64_000)
+        await world.start(flows.large_calls, 17_500, 4_000)
         owner = world.own()
         await world.until(lambda: owner.store.segments)
         before = await world.history()
@@ -231,10 +329,31 @@ def test_a_turn_that_is_too_large_fails_the_instance_and_writes_nothing_of_it() 
 async def test_a_first_turn_that_is_too_large_fails_the_instance() -> None:
     """What the orchestrator asks for at once belongs to the claim: that is no problem to wait for."""
     world = World()
-    await world.start(flows.large_first_calls, 1_100, 64_000)
+    await world.start(flows.large_first_calls, 17_500, 4_000)
     await world.own().ended()
     assert (await world.failure()).type_name == "PayloadTooLargeError"
     assert [type(event).__name__ for event in await world.history()] == ["ExecutionStarted", "ExecutionCompleted"]
+
+
+@simulated
+async def test_inputs_that_are_too_large_together_are_stored_beside_the_log() -> None:
+    """Each is under the inline limit; the segment that schedules them refers to blobs, and a new owner reads them."""
+    world = World()
+    world.workers.holds = lambda work: True
+    await world.start(flows.large_calls, 1_100, 64_000)
+    first = world.own()
+    await world.until(lambda: first.store.segments)
+    await first.instance.raise_event("Go", world.hub.codec.encode(None, where="test"), "go")
+    await world.until(lambda: len(first.store.segments) == 2)
+    await first.kill()
+    data = await world.objects.get(first.store.segments[1])
+    assert data is not None
+    assert len(data) < 1_000_000
+    world.workers.holds = lambda work: False
+    for held in list(world.workers.held):
+        held.finish()
+    await world.own().ended()
+    assert await world.result() == 1_100 * 64_000
 
 
 @simulated
