@@ -116,12 +116,23 @@ def browse(
     hub: str = "default",
     storage_options: Mapping[str, Any] | str | None = None,
 ) -> HubReader:
-    """Look into a hub without Ray: statuses, histories, listings. Nothing is started, nothing is written."""
+    """Look into a hub without Ray: statuses, histories, listings. Nothing is started, nothing is written.
+
+    Raises:
+        ConfigurationError: there is no such hub, or an argument cannot work.
+        StoreError: the root cannot be read.
+    """
     check_hub_name(hub)
     address, options = _address(root, hub, storage_options)
     if options is not None:
         os.environ[_variable_of(address)] = json.dumps(options)
-    return HubReader(address)
+    reader = HubReader(address)
+    try:
+        reader.run(reader._require_hub())
+    except BaseException:
+        reader.close()
+        raise
+    return reader
 
 
 def default_root() -> Path:
@@ -154,8 +165,8 @@ class HubReader:
         """Instances, oldest first, that match all filters: status(es), beginning of the id, name of the orchestrator,
         time of creation (aware datetimes)."""
         wanted = [status] if isinstance(status, str) else None if status is None else list(status)
-        statuses = None if wanted is None else {RuntimeStatus(one) for one in wanted}
-        bounds = (_to_us(created_from), _to_us(created_to))
+        statuses = None if wanted is None else {_status(one) for one in wanted}
+        bounds = (_to_us(created_from, "created_from"), _to_us(created_to, "created_to"))
         found = self.run(self._instances(statuses, prefix, *bounds))
         return [one for one in found if name is None or one.name == name]
 
@@ -209,6 +220,14 @@ class HubReader:
     async def terminate(self, instance_id: str, reason: str) -> None:
         """A reader changes nothing."""
         raise ConfigurationError("This hub was opened to read: use ray_durable.connect to terminate instances")
+
+    async def _require_hub(self) -> None:
+        hub = await self._hub()
+        if not await hub.exists():
+            raise ConfigurationError(
+                f"There is no hub {self.address.hub!r} at {hub.store.url}: check the root and the hub's name, or "
+                "create it with ray_durable.connect"
+            )
 
     async def _give_back(self) -> None:
         if self._opened is not None:
@@ -561,5 +580,20 @@ def _variable_of(address: HubAddress) -> str:
     return f"RAY_DURABLE_STORAGE_OPTIONS_{address.digest.upper()}"
 
 
-def _to_us(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp() * 1_000_000)
+def _status(given: RuntimeStatus | str) -> RuntimeStatus:
+    try:
+        return RuntimeStatus(given)
+    except ValueError:
+        known = ", ".join(repr(str(one.value)) for one in RuntimeStatus)
+        raise ConfigurationError(f"There is no status {given!r}: use one of {known}") from None
+
+
+def _to_us(moment: datetime | None, argument: str) -> int | None:
+    if moment is None:
+        return None
+    if moment.utcoffset() is None:
+        raise ConfigurationError(
+            f"{argument} is {moment!r}, which has no time zone: give an aware datetime, for example "
+            "datetime.now(timezone.utc), or moment.astimezone() for local time"
+        )
+    return int(moment.timestamp() * 1_000_000)

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,18 +41,23 @@ class LocalStore:
         self._folders: OrderedDict[str, int] = OrderedDict()
         # Folders that lie durably in the folders above them.
         self._durable_folders: set[str] = set()
+        self._is_root_known = False
         self._has_nameless_files = has_nameless_files and hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").exists()
 
     @classmethod
     def open(cls, url: str, *, has_nameless_files: bool = True) -> LocalStore:
-        """The store below a path or file:// URL; the folder is made if it is missing, for its owner only.
+        """The store below a path or file:// URL. Nothing is made: the first write makes the folder, for its owner only.
 
         Where files without a name do not exist, or `has_nameless_files` is False, unfinished files have a hidden one.
         """
         path = Path(unquote(urlsplit(url).path) if url.startswith("file:") else url).expanduser().absolute()
         store = cls(path, has_nameless_files=has_nameless_files)
         try:
-            _make_folders(path)
+            if not stat.S_ISDIR(path.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+            store._is_root_known = True
+        except FileNotFoundError:
+            pass
         except OSError as error:
             raise store._trouble(error, "") from error
         return store
@@ -173,7 +179,13 @@ class LocalStore:
 
     def _make_durable(self, path: str) -> None:
         """Make a folder and those above it. Each is synced, whoever made it: what lies in it is durable only then."""
-        if path in self._durable_folders or path == self._root:
+        if path in self._durable_folders:
+            return
+        if path == self._root:
+            # A root that was there and is gone, say an unmounted disk, is not to be replaced by an empty one.
+            if not self._is_root_known:
+                _make_folders(Path(path))
+                self._is_root_known = True
             return
         parent = path.rpartition("/")[0]
         self._make_durable(parent)
@@ -196,15 +208,8 @@ class LocalStore:
         return StoreError(f"The root cannot be used ({place}: {error.strerror}): choose another root", url=self.url)
 
 
-def _write(descriptor: int, data: bytes) -> None:
-    """Write all, and sync."""
-    written = os.write(descriptor, data)
-    while written < len(data):
-        written += os.write(descriptor, memoryview(data)[written:])
-    os.fsync(descriptor)
-
-
 def _write_synced(descriptor: int, data: bytes) -> None:
+    """Write all, and sync."""
     written = os.write(descriptor, data)
     while written < len(data):
         written += os.write(descriptor, memoryview(data)[written:])

@@ -44,7 +44,7 @@ def test_a_result_that_is_waited_for_ends_with_the_hub(reader: HubReader) -> Non
     async def wait() -> None:
         await handle
 
-    async def look(*_: object) -> bool:
+    async def look(instance_id: str, poll_s: float, left_s: float | None) -> bool:
         is_looking.set()
         await asyncio.Event().wait()
         return False

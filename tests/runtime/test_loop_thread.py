@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +37,7 @@ def test_what_is_submitted_to_a_stopped_loop_is_refused() -> None:
         coroutine = answer()
         with pytest.raises(ClosedError, match="connect again"):
             thread.run(coroutine)
-        assert coroutine.cr_frame is None
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
 def test_a_waiting_caller_learns_of_the_end() -> None:

@@ -101,6 +101,23 @@ class TestLocalRoots:
         assert stat.S_IMODE((root / "a" / "b").stat().st_mode) == 0o600
         assert store.private_path == root
 
+    def test_opening_and_reading_make_nothing(self, tmp_path: Path) -> None:
+        """A root that does not exist is empty, and stays away until something is written."""
+        store = LocalStore.open(str(tmp_path / "new" / "root"))
+        assert asyncio.run(store.get("a/b")) is None
+        assert asyncio.run(store.list_folder("a/")) == []
+        assert not list(tmp_path.iterdir())
+
+    def test_a_root_that_vanished_is_not_made_again(self, tmp_path: Path) -> None:
+        """What was written there is gone from sight, as with an unmounted disk: an error, rather than an empty root."""
+        root, away = tmp_path / "root", tmp_path / "away"
+        store = LocalStore.open(str(root))
+        asyncio.run(store.put_if_absent("a/b", b"x"))
+        root.rename(away)
+        with pytest.raises(StoreError, match="root"):
+            asyncio.run(store.put_if_absent("c/d", b"x"))
+        assert not root.exists()
+
     @pytest.mark.parametrize("form", ["path", "url", "home"])
     def test_a_root_is_a_path_or_a_file_url(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
         """Spaces and other characters of a path survive, and ~ is the home."""
@@ -120,16 +137,16 @@ class TestLocalRoots:
 
     @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")
     def test_a_root_that_cannot_be_written_is_refused(self, tmp_path: Path) -> None:
-        """A clear error for lack of permission, at opening a new root and at writing to an old one."""
+        """A clear error for lack of permission, at the first write to a new root and to an old one."""
         if os.geteuid() == 0:
             root = Path("/proc/ray-durable-root")
             with pytest.raises(StoreError, match=r"ray-durable-root.*root"):
-                LocalStore.open(str(root))
+                asyncio.run(LocalStore.open(str(root)).put_if_absent("a/b", b"x"))
             return
         locked = tmp_path / "locked"
         locked.mkdir(mode=0o500)
         with pytest.raises(StoreError, match="right to write"):
-            LocalStore.open(str(locked / "root"))
+            asyncio.run(LocalStore.open(str(locked / "root")).put_if_absent("a/b", b"x"))
         with pytest.raises(StoreError, match="right to write"):
             asyncio.run(LocalStore.open(str(locked)).put_if_absent("a/b", b"x"))
 
