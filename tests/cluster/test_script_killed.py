@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ class Work:
             f"{prefix}-{kind}" for kind in ("chain", "map", "waiting", "approval")
         )
         self.ids = (self.chain, self.map, self.waiting, self.approval)
-        self.reader = durable.browse(root)
+        self._root = root
+
+    @cached_property
+    def reader(self) -> durable.HubReader:
+        """Opened when the first terminal has made the hub."""
+        return durable.browse(self._root)
 
     def start(self, terminal: Terminal) -> None:
         """Start all, and return when each is in the middle."""
