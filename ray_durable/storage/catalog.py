@@ -64,7 +64,9 @@ async def add_open(store: ObjectStore, keys: HubKeys, entry: OpenEntry) -> None:
         fields["problem"] = entry.problem
     if entry.wake is not None:
         fields["wake"] = dict(entry.wake)
-    await store.put(keys.open_entry(entry.instance_id), json.dumps(fields, ensure_ascii=False).encode())
+    await store.put(
+        keys.open_entry(entry.instance_id), json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    )
 
 
 async def remove_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> None:
@@ -124,7 +126,9 @@ def _fields(data: bytes | None) -> dict[str, Any]:
 async def record_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, Any]) -> None:
     """Leave the summary of an ended instance (the status in the header of its last segment)."""
     key = keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])
-    await store.put(key, json.dumps({"v": FORMAT_VERSION, **summary}, ensure_ascii=False).encode())
+    await store.put(
+        key, json.dumps({"v": FORMAT_VERSION, **summary}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    )
 
 
 async def list_ended(
