@@ -20,11 +20,13 @@ __all__ = [
     "FencedError",
     "FunctionNotFoundError",
     "HubHeldError",
+    "InstanceActiveError",
     "InstanceEndedError",
     "InstanceExistsError",
     "InstanceNotFoundError",
     "InvalidIdError",
     "InvalidOrchestratorError",
+    "NestingTooDeepError",
     "NonDeterminismError",
     "NotDeterministicError",
     "OrchestrationFailedError",
@@ -33,6 +35,7 @@ __all__ = [
     "SerializationError",
     "StoreError",
     "StoreUnavailableError",
+    "SubOrchestrationError",
     "UnsupportedStoreError",
 ]
 
@@ -82,6 +85,13 @@ class InstanceExistsError(DurableError, ValueError):
     """The id is taken. `instance_id`."""
 
     instance_id: str
+
+
+class InstanceActiveError(DurableError):
+    """The instance has not ended, and what was asked for needs that. `instance_id`, `runtime_status`."""
+
+    instance_id: str
+    runtime_status: str
 
 
 class InstanceEndedError(DurableError):
@@ -180,10 +190,28 @@ class ActivityError(_FailureError):
         super().__init__(text, name=name, failure=failure, attempt=attempt)
 
 
+class SubOrchestrationError(_FailureError):
+    """An instance that was called failed for good. `name`, `instance_id`, `failure`, `attempt`."""
+
+    name: str
+    instance_id: str
+    attempt: int
+
+    def __init__(self, message: str = "", *, name: str, instance_id: str, failure: Failure, attempt: int = 1) -> None:
+        text = message or f"Sub-orchestrator function '{name}' failed: {failure.describe()}"
+        super().__init__(text, name=name, instance_id=instance_id, failure=failure, attempt=attempt)
+
+
 class OrchestrationFailedError(_FailureError):
     """The instance ended as Failed. `instance_id`, `failure`."""
 
     instance_id: str
+
+
+class NestingTooDeepError(DurableError, RecursionError):
+    """Instances call instances without end. `depth` is how many callers there are already."""
+
+    depth: int
 
 
 class OrchestrationTerminatedError(DurableError):

@@ -22,19 +22,31 @@ from ray_durable.payload import Payload
 __all__ = [
     "Caused",
     "Command",
+    "ContinueAsNew",
     "CustomStatusSet",
     "Event",
     "EventRaised",
+    "EventSent",
     "ExecutionCompleted",
+    "ExecutionRestarted",
+    "ExecutionResumed",
+    "ExecutionRewound",
     "ExecutionStarted",
+    "ExecutionSuspended",
     "ExecutionTerminated",
     "Input",
     "MapCanceled",
     "MapCompleted",
     "MapItemsScheduled",
     "MapScheduled",
+    "MarkerRecorded",
+    "OutboxDelivered",
     "OwnerClaimed",
     "RuntimeStatus",
+    "SubOrchestrationInstanceCanceled",
+    "SubOrchestrationInstanceCompleted",
+    "SubOrchestrationInstanceCreated",
+    "SubOrchestrationInstanceFailed",
     "TaskCanceled",
     "TaskCompleted",
     "TaskFailed",
@@ -113,7 +125,13 @@ class ExecutionStarted(Input):
     """The first event of a history.
 
     `run` is the random id of this execution, `execution` its ordinal within the instance (from 1), `reference` the
-    opaque JSON that finds the orchestrator's function. `parent` is (instance id, execution, task) of the caller.
+    opaque JSON that finds the orchestrator's function, `version` what its author calls the code's version. `parent` is
+    (instance id, execution, task) of the caller, `depth` how many callers there are up to the outermost.
+
+    An execution that follows another one names it in `previous` (instance id, execution, run). `carried` counts the
+    events behind this one that were handed on with it and that nobody has run yet; `recent` are ids of external events
+    that were raised before, so that a repetition is known. A copied history (rewind, fork) made its random numbers from
+    the run `origin`; `lineage` tells whose its events are: (through, execution, run) for the events up to `through`.
     """
 
     instance_id: str
@@ -123,7 +141,21 @@ class ExecutionStarted(Input):
     input: Payload
     request_id: str
     reference: dict[str, Any] | None = field(default=None, compare=False)
+    version: str | None = None
     parent: tuple[str, int, int] | None = None
+    depth: int = 0
+    previous: tuple[str, int, str] | None = None
+    carried: int = 0
+    recent: tuple[str, ...] = field(default=(), repr=False)
+    origin: str | None = None
+    lineage: tuple[tuple[int, int, str], ...] = ()
+
+    def author_of(self, number: int) -> tuple[int, str]:
+        """The execution and the run in which the event of this number was first made."""
+        for through, execution, run in self.lineage:
+            if number <= through:
+                return execution, run
+        return self.execution, self.run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +185,16 @@ class TaskCompleted(Input):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailed(Input):
-    """The activity of `task` failed. Whether it is tried again is decided by the engine, from the retry policy."""
+    """The activity of `task` failed. Whether it is tried again is decided by the engine, from the retry policy.
+
+    `heartbeat` is what the attempt last said of itself, for the next one to read.
+    """
 
     task: int
     failure: Failure
     attempt: int = 1
     lost_workers: int = field(default=0, repr=False)
+    heartbeat: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,10 +231,84 @@ class EventRaised(Input):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionTerminated(Input):
-    """Somebody ended the execution from outside."""
+    """Somebody ended the execution from outside; with `recursive`, the instances that it called, too."""
 
     reason: str
     request_id: str
+    recursive: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionSuspended(Input):
+    """Inputs are kept, in order, and not delivered until ExecutionResumed."""
+
+    reason: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionResumed(Input):
+    """What was kept since ExecutionSuspended is delivered now."""
+
+    reason: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionRewound(Input):
+    """The history up to here was copied: from this instance's execution before (rewind) or another instance (fork).
+
+    What has no outcome runs again, with all of its attempts; random numbers are this run's own from here on.
+    """
+
+    reason: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionRestarted(Input):
+    """The execution has ended, and another one follows: the link to it, behind the end.
+
+    `kind` is "restart", "rewind" or "start" (the id was used again). The next execution is made of this event and of
+    the history before it: `run` is its random id, `request_id` that of whoever asked. A restart and a start have
+    `name`, `input` and `reference`; a rewind takes over the events up to `through` and, behind them, the outcomes `kept`.
+    """
+
+    kind: str
+    run: str
+    request_id: str
+    reason: str = ""
+    name: str | None = None
+    input: Payload | None = None
+    reference: dict[str, Any] | None = field(default=None, compare=False)
+    version: str | None = None
+    through: int = 0
+    kept: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubOrchestrationInstanceCompleted(Input):
+    """The instance that `task` called completed. `message` is the id of the message that said so."""
+
+    task: int
+    result: Payload
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubOrchestrationInstanceFailed(Input):
+    """The instance that `task` called failed or was terminated. `message` is the id of the message that said so."""
+
+    task: int
+    failure: Failure
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxDelivered(Input):
+    """The messages that these events sent have arrived: they need not be sent again."""
+
+    messages: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,3 +387,60 @@ class ExecutionCompleted(Caused):
     status: RuntimeStatus
     result: Payload | None = None
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubOrchestrationInstanceCreated(Caused):
+    """Call the orchestrator `name` with `input`, as an instance of its own: a message.
+
+    `instance` is the id that was asked for; without one it is derived from this instance, execution and event. A retry
+    is a new event with the next `attempt`, `retry_of` naming the first.
+    """
+
+    name: str
+    input: Payload
+    instance: str | None = None
+    attempt: int = 1
+    retry_of: int | None = None
+    reference: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    version: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubOrchestrationInstanceCanceled(Caused):
+    """Nobody waits for the instance that `task` called any more: it is to be terminated. A message."""
+
+    task: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSent(Caused):
+    """Raise an external event for another instance: a message."""
+
+    instance: str
+    name: str
+    value: Payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkerRecorded(Caused):
+    """Something that the code must find again in replay.
+
+    `kind` is "side_effect" (`value`: what the function returned) or "patch" (`id`: the change that is in force).
+    """
+
+    kind: str
+    id: str = ""
+    value: Payload | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContinueAsNew(Caused):
+    """The last event of an execution that goes on as the next one, with `input`, under the random id `run`.
+
+    `carried` are the numbers of the external events that nobody has taken yet: they go along.
+    """
+
+    input: Payload
+    run: str
+    carried: tuple[int, ...] = ()
