@@ -23,7 +23,8 @@ class Failure:
 
     `kind` tells whose fault it was: the user's code ("application"), a lost worker or node ("system"), a cancellation
     or a timeout. `type_name` is the exception's class name, `traceback` the formatted text (may be empty).
-    `non_retryable` failures are not retried, whatever the policy. `cause` is the failure that led to this one.
+    `non_retryable` failures are not retried, whatever the policy. `cause` is the failure that led to this one. `bases`
+    are the class names of the exception's bases, up to Exception.
     """
 
     kind: FailureKind = "application"
@@ -32,6 +33,7 @@ class Failure:
     traceback: str = ""
     non_retryable: bool = False
     cause: Failure | None = None
+    bases: tuple[str, ...] = ()
 
     @classmethod
     def from_exception(

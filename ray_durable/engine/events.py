@@ -271,7 +271,7 @@ class ExecutionRestarted(Input):
 
     `kind` is "restart", "rewind" or "start" (the id was used again). The next execution is made of this event and of
     the history before it: `run` is its random id, `request_id` that of whoever asked. A restart and a start have
-    `name`, `input` and `reference`; a rewind takes over the events up to `through` and, behind them, the outcomes `kept`.
+    `name`, `input` and `reference`; a rewind takes over the events up to `through` and the outcomes `kept` behind them.
     """
 
     kind: str

@@ -13,18 +13,30 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ray_durable.engine import (
+    ContinueAsNew,
     CustomStatusSet,
     Event,
     EventRaised,
+    EventSent,
     ExecutionCompleted,
+    ExecutionRestarted,
+    ExecutionResumed,
+    ExecutionRewound,
     ExecutionStarted,
+    ExecutionSuspended,
     ExecutionTerminated,
     MapCanceled,
     MapCompleted,
     MapItemsScheduled,
     MapScheduled,
+    MarkerRecorded,
+    OutboxDelivered,
     OwnerClaimed,
     RuntimeStatus,
+    SubOrchestrationInstanceCanceled,
+    SubOrchestrationInstanceCompleted,
+    SubOrchestrationInstanceCreated,
+    SubOrchestrationInstanceFailed,
     TaskCanceled,
     TaskCompleted,
     TaskFailed,
@@ -46,7 +58,8 @@ _text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=Tr
 
 _E = TypeVar("_E", bound=Event)
 _Fields = Callable[[Any, list[bytes]], str]
-_Reader = Callable[[dict[str, Any], Sequence[bytes], dict[str, int]], Event]
+_Place = dict[str, Any]
+_Reader = Callable[[dict[str, Any], Sequence[bytes], _Place], Event]
 
 
 def encode_events(events: Iterable[Event]) -> tuple[list[bytes], list[bytes]]:
@@ -115,6 +128,8 @@ def _failure_json(failure: Failure) -> dict[str, Any]:
         fields["traceback"] = failure.traceback
     if failure.non_retryable:
         fields["non_retryable"] = True
+    if failure.bases:
+        fields["bases"] = failure.bases
     if failure.cause is not None:
         fields["cause"] = _failure_json(failure.cause)
     return fields
@@ -127,6 +142,7 @@ def _failure(fields: dict[str, Any]) -> Failure:
         message=fields["message"],
         traceback=fields.get("traceback", ""),
         non_retryable=fields.get("non_retryable", False),
+        bases=tuple(fields.get("bases", ())),
         cause=_failure(fields["cause"]) if "cause" in fields else None,
     )
 
@@ -143,15 +159,31 @@ def _write_started(event: ExecutionStarted, sections: list[bytes]) -> str:
         "name": event.name,
         "request_id": event.request_id,
     }
-    if event.reference is not None:
-        fields["reference"] = event.reference
-    if event.parent is not None:
-        fields["parent"] = dict(zip(("instance", "execution", "task"), event.parent, strict=True))
+    optional = {
+        "reference": event.reference,
+        "version": event.version,
+        "parent": _named(_PARENT, event.parent),
+        "depth": event.depth or None,
+        "previous": _named(_PREVIOUS, event.previous),
+        "carried": event.carried or None,
+        "recent": event.recent or None,
+        "origin": event.origin,
+        "lineage": event.lineage or None,
+    }
+    fields |= {name: value for name, value in optional.items() if value is not None}
     return f',{_text(fields)[1:-1]},"input":{_payload_text(event.input, sections)}'
 
 
-def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: dict[str, int]) -> Event:
-    parent = record.get("parent")
+_PARENT = ("instance", "execution", "task")
+_PREVIOUS = ("instance", "execution", "run")
+
+
+def _named(names: tuple[str, ...], values: tuple[Any, ...] | None) -> dict[str, Any] | None:
+    return None if values is None else dict(zip(names, values, strict=True))
+
+
+def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: _Place) -> Event:
+    parent, previous = record.get("parent"), record.get("previous")
     return ExecutionStarted(
         **place,
         instance_id=record["instance"],
@@ -160,7 +192,14 @@ def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: dict
         name=record["name"],
         request_id=record["request_id"],
         reference=record.get("reference"),
+        version=record.get("version"),
         parent=(parent["instance"], parent["execution"], parent["task"]) if parent else None,
+        depth=record.get("depth", 0),
+        previous=(previous["instance"], previous["execution"], previous["run"]) if previous else None,
+        carried=record.get("carried", 0),
+        recent=tuple(record.get("recent", ())),
+        origin=record.get("origin"),
+        lineage=tuple((through, execution, run) for through, execution, run in record.get("lineage", ())),
         input=_payload(record["input"], sections),
     )
 
@@ -170,7 +209,7 @@ def _write_claimed(event: OwnerClaimed, _: list[bytes]) -> str:
     return f",{_text({**fields, 'attempts': event.attempts})[1:-1]}"
 
 
-def _read_claimed(record: dict[str, Any], _: Sequence[bytes], place: dict[str, int]) -> Event:
+def _read_claimed(record: dict[str, Any], _: Sequence[bytes], place: _Place) -> Event:
     return OwnerClaimed(
         **place,
         epoch=record["epoch"],
@@ -187,7 +226,7 @@ def _write_task(event: TaskScheduled, sections: list[bytes]) -> str:
     return f',"name":{name},"attempt":{event.attempt}{retry},"input":{_payload_text(event.input, sections)}'
 
 
-def _read_task(record: dict[str, Any], sections: Sequence[bytes], place: dict[str, int]) -> Event:
+def _read_task(record: dict[str, Any], sections: Sequence[bytes], place: _Place) -> Event:
     return TaskScheduled(
         **place,
         name=record["name"],
@@ -204,7 +243,7 @@ def _write_map_completed(event: MapCompleted, sections: list[bytes]) -> str:
     return f',{_text(fields)[1:-1]}{_lost(event)},"results":{_payload_text(event.results, sections)}'
 
 
-def _read_map_completed(record: dict[str, Any], sections: Sequence[bytes], place: dict[str, int]) -> Event:
+def _read_map_completed(record: dict[str, Any], sections: Sequence[bytes], place: _Place) -> Event:
     return MapCompleted(
         **place,
         map=record["map"],
@@ -216,13 +255,94 @@ def _read_map_completed(record: dict[str, Any], sections: Sequence[bytes], place
     )
 
 
+def _write_restarted(event: ExecutionRestarted, sections: list[bytes]) -> str:
+    fields: dict[str, Any] = {"kind": event.kind, "run": event.run, "request_id": event.request_id}
+    optional = {
+        "reason": event.reason or None,
+        "name": event.name,
+        "reference": event.reference,
+        "version": event.version,
+        "through": event.through or None,
+        "kept": event.kept or None,
+    }
+    fields |= {name: value for name, value in optional.items() if value is not None}
+    given = "" if event.input is None else f',"input":{_payload_text(event.input, sections)}'
+    return f",{_text(fields)[1:-1]}{given}"
+
+
+def _read_restarted(record: dict[str, Any], sections: Sequence[bytes], place: _Place) -> Event:
+    return ExecutionRestarted(
+        **place,
+        kind=record["kind"],
+        run=record["run"],
+        request_id=record["request_id"],
+        reason=record.get("reason", ""),
+        name=record.get("name"),
+        input=_payload(record["input"], sections) if "input" in record else None,
+        reference=record.get("reference"),
+        version=record.get("version"),
+        through=record.get("through", 0),
+        kept=tuple(record.get("kept", ())),
+    )
+
+
+def _write_child(event: SubOrchestrationInstanceCreated, sections: list[bytes]) -> str:
+    fields: dict[str, Any] = {"name": event.name, "attempt": event.attempt}
+    optional = {
+        "instance": event.instance,
+        "retry_of": event.retry_of,
+        "reference": event.reference,
+        "version": event.version,
+    }
+    fields |= {name: value for name, value in optional.items() if value is not None}
+    return f',{_text(fields)[1:-1]},"input":{_payload_text(event.input, sections)}'
+
+
+def _read_child(record: dict[str, Any], sections: Sequence[bytes], place: _Place) -> Event:
+    return SubOrchestrationInstanceCreated(
+        **place,
+        name=record["name"],
+        input=_payload(record["input"], sections),
+        instance=record.get("instance"),
+        attempt=record["attempt"],
+        retry_of=record.get("retry_of"),
+        reference=record.get("reference"),
+        version=record.get("version"),
+    )
+
+
+def _write_continued(event: ContinueAsNew, sections: list[bytes]) -> str:
+    carried = f',"carried":{_text(event.carried)}' if event.carried else ""
+    return f',"run":{_text(event.run)}{carried},"input":{_payload_text(event.input, sections)}'
+
+
+def _write_marker(event: MarkerRecorded, sections: list[bytes]) -> str:
+    fields = {"kind": event.kind} | ({"id": event.id} if event.id else {})
+    value = "" if event.value is None else f',"value":{_payload_text(event.value, sections)}'
+    return f",{_text(fields)[1:-1]}{value}"
+
+
+def _write_control(event: ExecutionSuspended | ExecutionResumed | ExecutionRewound, _: list[bytes]) -> str:
+    return f",{_text({'reason': event.reason, 'request_id': event.request_id})[1:-1]}"
+
+
+def _write_terminated(event: ExecutionTerminated, _: list[bytes]) -> str:
+    fields: dict[str, Any] = {"reason": event.reason, "request_id": event.request_id}
+    # Absent: true, as it was before anybody could choose.
+    return f",{_text(fields if event.recursive else fields | {'recursive': False})[1:-1]}"
+
+
+def _read_control(kind: type[ExecutionSuspended | ExecutionResumed | ExecutionRewound]) -> _Reader:
+    return lambda record, _, at: kind(**at, reason=record["reason"], request_id=record["request_id"])
+
+
 def _write_ended(event: ExecutionCompleted, sections: list[bytes]) -> str:
     result = "" if event.result is None else f',"result":{_payload_text(event.result, sections)}'
     failure = "" if event.failure is None else f',"failure":{_text(_failure_json(event.failure))}'
     return f',"status":"{event.status.value}"{result}{failure}'
 
 
-def _read_ended(record: dict[str, Any], sections: Sequence[bytes], place: dict[str, int]) -> Event:
+def _read_ended(record: dict[str, Any], sections: Sequence[bytes], place: _Place) -> Event:
     return ExecutionCompleted(
         **place,
         status=RuntimeStatus(record["status"]),
@@ -238,8 +358,9 @@ _WRITERS: dict[type[Event], _Fields] = {
     TaskCompleted: lambda e, s: (
         f',"task":{e.task},"attempt":{e.attempt}{_lost(e)},"result":{_payload_text(e.result, s)}'
     ),
-    TaskFailed: lambda e, _: (
+    TaskFailed: lambda e, s: (
         f',"task":{e.task},"attempt":{e.attempt}{_lost(e)},"failure":{_text(_failure_json(e.failure))}'
+        + ("" if e.heartbeat is None else f',"heartbeat":{_payload_text(e.heartbeat, s)}')
     ),
     TaskCanceled: lambda e, _: f',"task":{e.task}',
     MapScheduled: lambda e, s: f',"name":{_text(e.name)},"count":{e.count},"items":{_payload_text(e.items, s)}',
@@ -253,8 +374,26 @@ _WRITERS: dict[type[Event], _Fields] = {
         f',{_text({"name": e.name, "event_id": e.event_id})[1:-1]},"value":{_payload_text(e.value, s)}'
     ),
     CustomStatusSet: lambda e, s: f',"value":{_payload_text(e.value, s)}',
-    ExecutionTerminated: lambda e, _: f",{_text({'reason': e.reason, 'request_id': e.request_id})[1:-1]}",
+    ExecutionTerminated: _write_terminated,
+    ExecutionSuspended: _write_control,
+    ExecutionResumed: _write_control,
+    ExecutionRewound: _write_control,
+    ExecutionRestarted: _write_restarted,
     ExecutionCompleted: _write_ended,
+    ContinueAsNew: _write_continued,
+    SubOrchestrationInstanceCreated: _write_child,
+    SubOrchestrationInstanceCanceled: lambda e, _: f',"task":{e.task}',
+    SubOrchestrationInstanceCompleted: lambda e, s: (
+        f',"task":{e.task},"message":{_text(e.message)},"result":{_payload_text(e.result, s)}'
+    ),
+    SubOrchestrationInstanceFailed: lambda e, _: (
+        f',"task":{e.task},"message":{_text(e.message)},"failure":{_text(_failure_json(e.failure))}'
+    ),
+    EventSent: lambda e, s: (
+        f',{_text({"instance": e.instance, "name": e.name})[1:-1]},"value":{_payload_text(e.value, s)}'
+    ),
+    OutboxDelivered: lambda e, _: f',"messages":{_text(e.messages)}',
+    MarkerRecorded: _write_marker,
 }
 
 _READERS: dict[str, _Reader] = {
@@ -268,12 +407,13 @@ _READERS: dict[str, _Reader] = {
         lost_workers=r.get("lost_workers", 0),
         result=_payload(r["result"], s),
     ),
-    "TaskFailed": lambda r, _, at: TaskFailed(
+    "TaskFailed": lambda r, s, at: TaskFailed(
         **at,
         task=r["task"],
         attempt=r["attempt"],
         lost_workers=r.get("lost_workers", 0),
         failure=_failure(r["failure"]),
+        heartbeat=_payload(r["heartbeat"], s) if "heartbeat" in r else None,
     ),
     "TaskCanceled": lambda r, _, at: TaskCanceled(**at, task=r["task"]),
     "MapScheduled": lambda r, s, at: MapScheduled(
@@ -291,6 +431,30 @@ _READERS: dict[str, _Reader] = {
         **at, name=r["name"], event_id=r["event_id"], value=_payload(r["value"], s)
     ),
     "CustomStatusSet": lambda r, s, at: CustomStatusSet(**at, value=_payload(r["value"], s)),
-    "ExecutionTerminated": lambda r, _, at: ExecutionTerminated(**at, reason=r["reason"], request_id=r["request_id"]),
+    "ExecutionTerminated": lambda r, _, at: ExecutionTerminated(
+        **at, reason=r["reason"], request_id=r["request_id"], recursive=r.get("recursive", True)
+    ),
+    "ExecutionSuspended": _read_control(ExecutionSuspended),
+    "ExecutionResumed": _read_control(ExecutionResumed),
+    "ExecutionRewound": _read_control(ExecutionRewound),
+    "ExecutionRestarted": _read_restarted,
     "ExecutionCompleted": _read_ended,
+    "ContinueAsNew": lambda r, s, at: ContinueAsNew(
+        **at, run=r["run"], carried=tuple(r.get("carried", ())), input=_payload(r["input"], s)
+    ),
+    "SubOrchestrationInstanceCreated": _read_child,
+    "SubOrchestrationInstanceCanceled": lambda r, _, at: SubOrchestrationInstanceCanceled(**at, task=r["task"]),
+    "SubOrchestrationInstanceCompleted": lambda r, s, at: SubOrchestrationInstanceCompleted(
+        **at, task=r["task"], message=r["message"], result=_payload(r["result"], s)
+    ),
+    "SubOrchestrationInstanceFailed": lambda r, _, at: SubOrchestrationInstanceFailed(
+        **at, task=r["task"], message=r["message"], failure=_failure(r["failure"])
+    ),
+    "EventSent": lambda r, s, at: EventSent(
+        **at, instance=r["instance"], name=r["name"], value=_payload(r["value"], s)
+    ),
+    "OutboxDelivered": lambda r, _, at: OutboxDelivered(**at, messages=tuple(r["messages"])),
+    "MarkerRecorded": lambda r, s, at: MarkerRecorded(
+        **at, kind=r["kind"], id=r.get("id", ""), value=_payload(r["value"], s) if "value" in r else None
+    ),
 }

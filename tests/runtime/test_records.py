@@ -10,18 +10,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_durable.engine import (
+    ContinueAsNew,
     CustomStatusSet,
     Event,
     EventRaised,
+    EventSent,
     ExecutionCompleted,
+    ExecutionRestarted,
+    ExecutionResumed,
+    ExecutionRewound,
     ExecutionStarted,
+    ExecutionSuspended,
     ExecutionTerminated,
     MapCanceled,
     MapCompleted,
     MapItemsScheduled,
     MapScheduled,
+    MarkerRecorded,
+    OutboxDelivered,
     OwnerClaimed,
     RuntimeStatus,
+    SubOrchestrationInstanceCanceled,
+    SubOrchestrationInstanceCompleted,
+    SubOrchestrationInstanceCreated,
+    SubOrchestrationInstanceFailed,
     TaskCanceled,
     TaskCompleted,
     TaskFailed,
@@ -74,11 +86,16 @@ failures = st.recursive(
         message=texts,
         traceback=texts,
         non_retryable=st.booleans(),
+        bases=st.lists(texts, max_size=2).map(tuple),
     ),
     lambda cause: st.builds(Failure, kind=st.just("application"), type_name=texts, message=texts, cause=cause),
     max_leaves=3,
 )
 place = {"number": numbers, "time_us": numbers}
+control = {**place, "reason": texts, "request_id": texts}
+references = st.none() | st.dictionaries(texts, texts, max_size=3)
+versions = st.none() | texts
+numbers_in_a_row = st.lists(numbers, max_size=4).map(tuple)
 STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
     ExecutionStarted: st.builds(
         ExecutionStarted,
@@ -89,8 +106,15 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         name=texts,
         input=payloads,
         request_id=texts,
-        reference=st.none() | st.dictionaries(texts, texts, max_size=3),
+        reference=references,
+        version=versions,
         parent=st.none() | st.tuples(texts, numbers, numbers),
+        depth=numbers,
+        previous=st.none() | st.tuples(texts, numbers, texts),
+        carried=numbers,
+        recent=st.lists(texts, max_size=3).map(tuple),
+        origin=st.none() | texts,
+        lineage=st.lists(st.tuples(numbers, numbers, texts), max_size=2).map(tuple),
     ),
     OwnerClaimed: st.builds(
         OwnerClaimed,
@@ -105,7 +129,9 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         TaskScheduled, **place, name=texts, input=payloads, attempt=numbers, retry_of=st.none() | numbers
     ),
     TaskCompleted: st.builds(TaskCompleted, **place, task=numbers, result=payloads, attempt=numbers),
-    TaskFailed: st.builds(TaskFailed, **place, task=numbers, failure=failures, attempt=numbers),
+    TaskFailed: st.builds(
+        TaskFailed, **place, task=numbers, failure=failures, attempt=numbers, heartbeat=st.none() | payloads
+    ),
     TaskCanceled: st.builds(TaskCanceled, **place, task=numbers),
     MapScheduled: st.builds(MapScheduled, **place, name=texts, items=payloads, count=numbers),
     MapItemsScheduled: st.builds(
@@ -126,7 +152,50 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
     TimerCanceled: st.builds(TimerCanceled, **place, timer=numbers),
     EventRaised: st.builds(EventRaised, **place, name=texts, value=payloads, event_id=texts),
     CustomStatusSet: st.builds(CustomStatusSet, **place, value=documents.map(as_json)),
-    ExecutionTerminated: st.builds(ExecutionTerminated, **place, reason=texts, request_id=texts),
+    ExecutionTerminated: st.builds(ExecutionTerminated, **control, recursive=st.booleans()),
+    ExecutionSuspended: st.builds(ExecutionSuspended, **control),
+    ExecutionResumed: st.builds(ExecutionResumed, **control),
+    ExecutionRewound: st.builds(ExecutionRewound, **control),
+    ExecutionRestarted: st.builds(
+        ExecutionRestarted,
+        **control,
+        kind=st.sampled_from(["restart", "rewind", "start"]),
+        run=texts,
+        name=versions,
+        input=st.none() | payloads,
+        reference=references,
+        version=versions,
+        through=numbers,
+        kept=numbers_in_a_row,
+    ),
+    ContinueAsNew: st.builds(ContinueAsNew, **place, input=payloads, run=texts, carried=numbers_in_a_row),
+    SubOrchestrationInstanceCreated: st.builds(
+        SubOrchestrationInstanceCreated,
+        **place,
+        name=texts,
+        input=payloads,
+        instance=versions,
+        attempt=numbers,
+        retry_of=st.none() | numbers,
+        reference=references,
+        version=versions,
+    ),
+    SubOrchestrationInstanceCanceled: st.builds(SubOrchestrationInstanceCanceled, **place, task=numbers),
+    SubOrchestrationInstanceCompleted: st.builds(
+        SubOrchestrationInstanceCompleted, **place, task=numbers, result=payloads, message=texts
+    ),
+    SubOrchestrationInstanceFailed: st.builds(
+        SubOrchestrationInstanceFailed, **place, task=numbers, failure=failures, message=texts
+    ),
+    EventSent: st.builds(EventSent, **place, instance=texts, name=texts, value=payloads),
+    OutboxDelivered: st.builds(OutboxDelivered, **place, messages=numbers_in_a_row),
+    MarkerRecorded: st.builds(
+        MarkerRecorded,
+        **place,
+        kind=st.sampled_from(["side_effect", "patch"]),
+        id=texts,
+        value=st.none() | payloads,
+    ),
     ExecutionCompleted: st.builds(
         ExecutionCompleted,
         **place,
