@@ -128,10 +128,11 @@ class ExecutionStarted(Input):
     opaque JSON that finds the orchestrator's function, `version` what its author calls the code's version. `parent` is
     (instance id, execution, task) of the caller, `depth` how many callers there are up to the outermost.
 
-    An execution that follows another one names it in `previous` (instance id, execution, run). `carried` counts the
-    events behind this one that were handed on with it and that nobody has run yet; `recent` are ids of external events
-    that were raised before, so that a repetition is known. A copied history (rewind, fork) made its random numbers from
-    the run `origin`; `lineage` tells whose its events are: (through, execution, run) for the events up to `through`.
+    An execution that follows another one names it in `previous` (instance id, execution, run); with `owes`, messages of
+    that one may still have to be delivered. `carried` counts the events behind this one that were handed on with it and
+    that nobody has run yet; `recent` are ids of external events that were raised before, so that a repetition is known.
+    A copied history (rewind, fork) made its random numbers from the run `origin`; `lineage` tells whose its events are:
+    (through, execution, run) for the events up to `through`.
     """
 
     instance_id: str
@@ -145,6 +146,7 @@ class ExecutionStarted(Input):
     parent: tuple[str, int, int] | None = None
     depth: int = 0
     previous: tuple[str, int, str] | None = None
+    owes: bool = False
     carried: int = 0
     recent: tuple[str, ...] = field(default=(), repr=False)
     origin: str | None = None
@@ -271,7 +273,8 @@ class ExecutionRestarted(Input):
 
     `kind` is "restart", "rewind" or "start" (the id was used again). The next execution is made of this event and of
     the history before it: `run` is its random id, `request_id` that of whoever asked. A restart and a start have
-    `name`, `input` and `reference`; a rewind takes over the events up to `through` and the outcomes `kept` behind them.
+    `name`, `input`, `reference` and, if an instance calls it, `parent` and `depth`; a rewind takes over the events up to
+    `through` and the outcomes `kept` behind them.
     """
 
     kind: str
@@ -282,6 +285,8 @@ class ExecutionRestarted(Input):
     input: Payload | None = None
     reference: dict[str, Any] | None = field(default=None, compare=False)
     version: str | None = None
+    parent: tuple[str, int, int] | None = None
+    depth: int = 0
     through: int = 0
     kept: tuple[int, ...] = ()
 
@@ -306,7 +311,8 @@ class SubOrchestrationInstanceFailed(Input):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxDelivered(Input):
-    """The messages that these events sent have arrived: they need not be sent again."""
+    """The messages that these events sent have arrived: they need not be sent again. 0 stands for all of the
+    executions before."""
 
     messages: tuple[int, ...]
 

@@ -165,6 +165,7 @@ def _write_started(event: ExecutionStarted, sections: list[bytes]) -> str:
         "parent": _named(_PARENT, event.parent),
         "depth": event.depth or None,
         "previous": _named(_PREVIOUS, event.previous),
+        "owes": event.owes or None,
         "carried": event.carried or None,
         "recent": event.recent or None,
         "origin": event.origin,
@@ -178,12 +179,17 @@ _PARENT = ("instance", "execution", "task")
 _PREVIOUS = ("instance", "execution", "run")
 
 
+def _parent(record: dict[str, Any]) -> tuple[str, int, int] | None:
+    parent = record.get("parent")
+    return (parent["instance"], parent["execution"], parent["task"]) if parent else None
+
+
 def _named(names: tuple[str, ...], values: tuple[Any, ...] | None) -> dict[str, Any] | None:
     return None if values is None else dict(zip(names, values, strict=True))
 
 
 def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: _Place) -> Event:
-    parent, previous = record.get("parent"), record.get("previous")
+    previous = record.get("previous")
     return ExecutionStarted(
         **place,
         instance_id=record["instance"],
@@ -193,9 +199,10 @@ def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: _Pla
         request_id=record["request_id"],
         reference=record.get("reference"),
         version=record.get("version"),
-        parent=(parent["instance"], parent["execution"], parent["task"]) if parent else None,
+        parent=_parent(record),
         depth=record.get("depth", 0),
         previous=(previous["instance"], previous["execution"], previous["run"]) if previous else None,
+        owes=record.get("owes", False),
         carried=record.get("carried", 0),
         recent=tuple(record.get("recent", ())),
         origin=record.get("origin"),
@@ -262,6 +269,8 @@ def _write_restarted(event: ExecutionRestarted, sections: list[bytes]) -> str:
         "name": event.name,
         "reference": event.reference,
         "version": event.version,
+        "parent": _named(_PARENT, event.parent),
+        "depth": event.depth or None,
         "through": event.through or None,
         "kept": event.kept or None,
     }
@@ -281,6 +290,8 @@ def _read_restarted(record: dict[str, Any], sections: Sequence[bytes], place: _P
         input=_payload(record["input"], sections) if "input" in record else None,
         reference=record.get("reference"),
         version=record.get("version"),
+        parent=_parent(record),
+        depth=record.get("depth", 0),
         through=record.get("through", 0),
         kept=tuple(record.get("kept", ())),
     )
