@@ -273,7 +273,7 @@ class ExecutionRestarted(Input):
 
     `kind` is "restart", "rewind" or "start" (the id was used again). The next execution is made of this event and of
     the history before it: `run` is its random id, `request_id` that of whoever asked. A restart and a start have
-    `name`, `input`, `reference` and, if an instance calls it, `parent` and `depth`; a rewind takes over the events up to
+    `name`, `input`, `reference` and, if an instance calls it, `parent` and `depth`; a rewind takes the events up to
     `through` and the outcomes `kept` behind them.
     """
 
