@@ -98,11 +98,19 @@ class AsyncActivity(Activity[P, R_co]):
 
 
 class Orchestrator(DurableFunction, Generic[P, R_co]):
-    """A coroutine function that orchestrates. `P` are its parameters without the context."""
+    """A coroutine function that orchestrates. `P` are its parameters without the context.
+
+    `version` is the version of its code, which each start records: `ctx.version` tells an instance which one it began
+    with. None if it has none.
+    """
 
     kind: ClassVar[str] = "orchestrator"
     _leading_parameters: ClassVar[int] = 1
     is_generator: ClassVar[bool] = False
+
+    def __init__(self, function: Callable[..., Any], *, name: str | None = None, version: str | None = None) -> None:
+        super().__init__(function, name=name)
+        self.version = version
 
     def __call__(self, ctx: Any, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
         """The plain function's coroutine, to be awaited inside another orchestrator with its context."""
@@ -190,22 +198,33 @@ def orchestrator(function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]
 @overload
 def orchestrator(function: Callable[Concatenate[Any, P], Generator[Any, Any, R]], /) -> GeneratorOrchestrator[P, R]: ...
 @overload
-def orchestrator(*, name: str | None = None) -> _OrchestratorDecorator: ...
-def orchestrator(function: Callable[..., Any] | None = None, /, *, name: str | None = None, **unknown: Any) -> Any:
+def orchestrator(*, name: str | None = None, version: str | None = None) -> _OrchestratorDecorator: ...
+def orchestrator(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    **unknown: Any,
+) -> Any:
     """Make an orchestrator of an `async def` or generator function whose first parameter is the context.
 
+    `version` (1 to 100 printable characters) is recorded by each start; code that must treat older instances in the
+    older way asks `ctx.version`.
+
     Raises:
-        ConfigurationError: an unknown option, or a name that another module has taken.
+        ConfigurationError: an unknown option, a value that cannot work, or a name that another module has taken.
         InvalidOrchestratorError: the function is of another kind; the message says what to write instead.
     """
     if unknown:
-        _refuse_option(next(iter(unknown)), valid=["name"], decorator="orchestrator")
-    _check_name(name)
+        _refuse_option(next(iter(unknown)), valid=["name", "version"], decorator="orchestrator")
+    _check_text("name", name, length_max=256)
+    _check_text("version", version, length_max=100)
 
     def decorate(function: Callable[..., Any]) -> Orchestrator[Any, Any]:
         _check_orchestrator(function)
         made = GeneratorOrchestrator if inspect.isgeneratorfunction(function) else Orchestrator
-        return register(made(function, name=name))
+        return register(made(function, name=name, version=version))
 
     return decorate if function is None else decorate(function)
 
@@ -233,7 +252,7 @@ def _check_options(
     for option in ray_options:
         if option not in ActivityOptions.__annotations__:
             _refuse_option(option, valid=valid, decorator="activity")
-    _check_name(name)
+    _check_text("name", name, length_max=256)
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise ConfigurationError(f"retry is {retry!r}: give a RetryPolicy, such as RetryPolicy(max_attempts=5)")
     if max_slice is not None and (not isinstance(max_slice, int) or max_slice < 1):
@@ -258,9 +277,9 @@ def _refuse_option(option: str, *, valid: list[str], decorator: str) -> NoReturn
     )
 
 
-def _check_name(name: object) -> None:
-    if name is not None and not (isinstance(name, str) and name.isprintable() and 1 <= len(name) <= 256):
-        raise ConfigurationError(f"name is {name!r}: give 1 to 256 printable characters")
+def _check_text(option: str, text: object, *, length_max: int) -> None:
+    if text is not None and not (isinstance(text, str) and text.isprintable() and 1 <= len(text) <= length_max):
+        raise ConfigurationError(f"{option} is {text!r}: give 1 to {length_max} printable characters")
 
 
 def _check_activity(function: Any) -> None:

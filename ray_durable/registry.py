@@ -20,7 +20,16 @@ from ray_durable.errors import ConfigurationError, FunctionNotFoundError
 from ray_durable.function import DurableFunction, find_function
 from ray_durable.reference import FunctionReference
 
-__all__ = ["is_stale", "lookup", "reference_of", "register", "registered", "resolve", "source_digest"]
+__all__ = [
+    "changed_source",
+    "is_stale",
+    "lookup",
+    "reference_of",
+    "register",
+    "registered",
+    "resolve",
+    "source_digest",
+]
 
 F = TypeVar("F", bound=DurableFunction)
 
@@ -138,6 +147,25 @@ def is_stale(reference: FunctionReference) -> bool:
     if reference.module is None or reference.source is None or reference.module not in sys.modules:
         return False
     return source_digest(reference.module) != reference.source == _digest_on_disk(reference.module)
+
+
+def changed_source(reference: FunctionReference) -> str | None:
+    """A warning, when the module that this process has loaded is not the one that `reference` was made of.
+
+    It compares the one file of the function's module, nothing that it imports. None when they are the same, or when
+    there is nothing to compare: captured code, a module without a file, a module that is not loaded here (it is not
+    imported for this).
+    """
+    if reference.module is None or reference.source is None or reference.module not in sys.modules:
+        return None
+    present = source_digest(reference.module)
+    if present is None or present == reference.source:
+        return None
+    return (
+        f"Module {reference.module!r} of {reference.name!r} has changed: its source was {reference.source[:12]} when "
+        f"the instance started and is {present[:12]} now. Replay runs the code of now, so steps that differ from the "
+        "history end in a NonDeterminismError; ctx.patched and ctx.version keep older instances on their way"
+    )
 
 
 def _defined_elsewhere(holder: DurableFunction, function: DurableFunction) -> bool:

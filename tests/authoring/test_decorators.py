@@ -130,6 +130,9 @@ async def _async_generator(ctx: Any) -> AsyncIterator[int]:
     yield 1
 
 
+async def _coroutine(ctx: Any) -> None: ...
+
+
 async def _no_context() -> None: ...
 
 
@@ -201,5 +204,18 @@ def test_options_that_cannot_work_are_refused_at_decoration(options: dict[str, A
 def test_an_orchestrator_takes_no_unknown_option() -> None:
     """Ray options belong to activities."""
     decorate: Callable[..., Any] = orchestrator
-    with pytest.raises(ConfigurationError, match="Valid options: name"):
+    with pytest.raises(ConfigurationError, match="Valid options: name, version"):
         decorate(num_cpus=1)
+
+
+def test_an_orchestrator_may_have_a_version() -> None:
+    """It is kept as given; without one it is None, for generators too."""
+    made = orchestrator(name="tests.versioned", version="2024-11 rc.1")(_coroutine)
+    assert (made.version, review.version, classic.version) == ("2024-11 rc.1", None, None)
+
+
+@pytest.mark.parametrize("version", ["", "a\nb", "x" * 101, 2, b"1"], ids=repr)
+def test_a_version_that_cannot_be_recorded_is_refused(version: Any) -> None:
+    """Versions are short and printable."""
+    with pytest.raises(ConfigurationError, match=r"version is .*: give 1 to 100 printable characters"):
+        orchestrator(version=version)

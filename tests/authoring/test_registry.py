@@ -16,6 +16,8 @@ import pytest
 
 from ray_durable import registry
 from ray_durable.authoring import activity
+from ray_durable.capture import capture_bundle, load_bundle
+from ray_durable.codec import Trust
 from ray_durable.errors import ConfigurationError, FunctionNotFoundError
 from ray_durable.function import DurableFunction
 from ray_durable.reference import FunctionReference
@@ -259,3 +261,50 @@ def test_importable_functions_pickle_by_reference(modules: Modules) -> None:
         data = pickle.dumps(function)
         assert len(data) < 120
         assert pickle.loads(data) is function
+
+
+def test_a_changed_source_is_told_of(modules: Modules) -> None:
+    """The text names the module and both digests; the same source, and what cannot be compared, give none."""
+    modules.write("plants")
+    old = registry.reference_of(modules.load("plants").plants_add)
+    assert registry.changed_source(old) is None
+    file = modules.write("plants", value=7)
+    # What runs is what was loaded, whatever lies on disk.
+    assert registry.changed_source(old) is None
+    importlib.reload(sys.modules["plants"])
+    text = registry.changed_source(old)
+    assert text is not None
+    assert old.source is not None
+    for words in ("'plants'", old.source[:12], hashlib.sha256(file.read_bytes()).hexdigest()[:12], "ctx.patched"):
+        assert words in text
+    sys.modules.pop("plants")
+    assert registry.changed_source(old) is None
+    assert "plants" not in sys.modules
+    assert registry.changed_source(FunctionReference(name="captured", code="d1")) is None
+    assert registry.changed_source(FunctionReference(name="os", module="os", qualname="x")) is None
+
+
+def test_a_notebook_cell_run_again_replaces_what_it_defined(modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activities and orchestrators alike; what is started, called by name and captured is the latest."""
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    cell = """
+from ray_durable.authoring import activity, orchestrator
+
+@activity
+def cell_activity():
+    return {value}
+
+@orchestrator
+async def cell_orchestrator(ctx):
+    return cell_activity()
+"""
+    for value in (1, 2):
+        exec(compile(cell.format(value=value), f"<cell {value}>", "exec"), main.__dict__)
+    captured = load_bundle(capture_bundle(main.cell_orchestrator), trust=Trust.PRIVATE_LOCAL_ROOT)
+    for name in ("cell_activity", "cell_orchestrator"):
+        assert registry.lookup(name) is getattr(main, name)
+    again = captured["cell_orchestrator"].function(None)
+    with pytest.raises(StopIteration) as stopped:
+        again.send(None)
+    assert stopped.value.value == 2
