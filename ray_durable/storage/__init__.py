@@ -9,6 +9,7 @@ from ray_durable.storage.catalog import (
     OpenEntry,
     add_open,
     find_open,
+    forget_ended,
     list_ended,
     list_open,
     record_ended,
@@ -26,13 +27,16 @@ from ray_durable.storage.hub import (
 from ray_durable.storage.keys import HubKeys, check_hub_name, check_instance_id
 from ray_durable.storage.log import (
     ClaimLostError,
+    Executions,
     RunLog,
     create_execution,
     latest_execution,
+    list_executions,
     read_start,
     read_tail,
 )
 from ray_durable.storage.pacing import Pacing, persist
+from ray_durable.storage.removal import Retired, bury, list_retired, remove_execution, remove_retired, retire
 from ray_durable.storage.segment import FORMAT_VERSION, Segment, SegmentHeader, decode_segment, encode_segment
 from ray_durable.storage.store import ObjectStore, open_store, probe
 
@@ -40,14 +44,17 @@ __all__ = [
     "FORMAT_VERSION",
     "ClaimLostError",
     "EndedPage",
+    "Executions",
     "HubKeys",
     "ObjectStore",
     "OpenEntry",
     "Pacing",
+    "Retired",
     "RunLog",
     "Segment",
     "SegmentHeader",
     "add_open",
+    "bury",
     "check_hub_name",
     "check_instance_id",
     "claim_hub_epoch",
@@ -57,10 +64,13 @@ __all__ = [
     "decode_segment",
     "encode_segment",
     "find_open",
+    "forget_ended",
     "get_blob",
     "latest_execution",
     "list_ended",
+    "list_executions",
     "list_open",
+    "list_retired",
     "open_store",
     "persist",
     "probe",
@@ -71,6 +81,9 @@ __all__ = [
     "read_start",
     "read_tail",
     "record_ended",
+    "remove_execution",
     "remove_open",
+    "remove_retired",
+    "retire",
     "write_lease",
 ]

@@ -31,14 +31,16 @@ _ENDED = re.compile(r"(?P<created_ms>[0-9]{13,})\.(?P<status>[a-z]+)\.(?P<id>[a-
 class OpenEntry:
     """An unfinished instance.
 
-    `entered_us` is when its start began. `problem` says what keeps it from going on, if anything does. `wake` is left
-    by an owner that let the idle instance go: due time, execution and the log's last number.
+    `entered_us` is when its start began, `depth` how many instances called one another down to it. `problem` says what
+    keeps it from going on, if anything does. `wake` is left by an owner that let the idle instance go: due time,
+    execution and the log's last number.
     """
 
     instance_id: str
     name: str
     request_id: str
     entered_us: int
+    depth: int = 0
     problem: str | None = None
     wake: Mapping[str, int] | None = None
 
@@ -60,6 +62,8 @@ async def add_open(store: ObjectStore, keys: HubKeys, entry: OpenEntry) -> None:
         "request_id": entry.request_id,
         "entered_us": entry.entered_us,
     }
+    if entry.depth:
+        fields["depth"] = entry.depth
     if entry.problem is not None:
         fields["problem"] = entry.problem
     if entry.wake is not None:
@@ -109,6 +113,7 @@ def _open_entry(data: bytes | None) -> OpenEntry | None:
         name=fields["name"],
         request_id=fields["request_id"],
         entered_us=entered_us,
+        depth=fields.get("depth", 0),
         problem=fields.get("problem"),
         wake=fields.get("wake"),
     )
@@ -129,6 +134,11 @@ async def record_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, 
     await store.put(
         key, json.dumps({"v": FORMAT_VERSION, **summary}, ensure_ascii=False).encode("utf-8", "backslashreplace")
     )
+
+
+async def forget_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, Any]) -> None:
+    """Remove the summary of an instance that is purged, or begins again."""
+    await store.delete_many([keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])])
 
 
 async def list_ended(

@@ -138,12 +138,17 @@ class HubKeys:
         """Segment 0 of an execution."""
         return f"{self.executions(instance_id)}{execution:06}"
 
-    def _run(self, run: str) -> str:
+    def purged(self, instance_id: str, through: int) -> str:
+        """The tombstone of an instance's executions up to this one."""
+        return f"{self.executions(instance_id)}purged.{through:06}"
+
+    def run(self, run: str) -> str:
+        """Folder of all that belongs to a run."""
         return f"{self.hub}/runs/{_spread(run)}/{run}/"
 
     def log(self, run: str) -> str:
         """Folder of a run's folders of segments."""
-        return f"{self._run(run)}log/"
+        return f"{self.run(run)}log/"
 
     def log_folder(self, run: str, seq: int) -> str:
         """Folder of `seq` and its neighbours."""
@@ -155,7 +160,7 @@ class HubKeys:
 
     def blob(self, run: str, digest: str) -> str:
         """A payload stored on its own."""
-        return f"{self._run(run)}blobs/{digest}"
+        return f"{self.run(run)}blobs/{digest}"
 
     def code(self, digest: str) -> str:
         """Functions captured by value."""
@@ -179,6 +184,15 @@ class HubKeys:
         """The summary of an ended instance: day and time of its creation, and its status, are in the name."""
         day = datetime.fromtimestamp(created_us / 1_000_000, UTC).strftime("%Y%m%d")
         return f"{self.ended}{day}/{created_us // 1000:013}.{status.lower()}.{encode_id(instance_id)}"
+
+    @property
+    def retired(self) -> str:
+        """Folder of what is to be removed from storage once its time has come."""
+        return f"{self.hub}/index/retired/"
+
+    def retired_entry(self, instance_id: str, due_us: int) -> str:
+        """The entry of an instance some of whose executions are to be removed."""
+        return f"{self.retired}{due_us // 1000:013}.{encode_id(instance_id)}"
 
     @property
     def hub_epochs(self) -> str:

@@ -105,11 +105,14 @@ class LocalStore:
             raise self._trouble(error, folder) from error
 
     async def delete_many(self, keys: list[str]) -> None:
-        """See `ObjectStore`. Folders stay, and so does an object after a loss of power that follows at once."""
+        """See `ObjectStore`. After a loss of power that follows at once, what was removed may be there again."""
         for key in keys:
             try:
-                Path(self._path(key)).unlink(missing_ok=True)
-            except NotADirectoryError:
+                if key.endswith("/"):
+                    self._remove_empty(self._path(key[:-1]))
+                else:
+                    Path(self._path(key)).unlink(missing_ok=True)
+            except (NotADirectoryError, FileNotFoundError):
                 continue
             except OSError as error:
                 raise self._trouble(error, key) from error
@@ -118,6 +121,17 @@ class LocalStore:
         """See `ObjectStore`."""
         while self._folders:
             os.close(self._folders.popitem()[1])
+
+    def _remove_empty(self, path: str) -> None:
+        descriptor = self._folders.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+        self._durable_folders.discard(path)
+        try:
+            os.rmdir(path)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
 
     def _path(self, key: str) -> str:
         assert ".." not in key.split("/"), f"key {key!r} leaves the root"

@@ -30,7 +30,16 @@ from ray_durable.storage.pacing import Pacing, put_settled
 from ray_durable.storage.segment import Segment, SegmentHeader, decode_segment, encode_segment
 from ray_durable.storage.store import ObjectStore
 
-__all__ = ["ClaimLostError", "RunLog", "create_execution", "latest_execution", "read_start", "read_tail"]
+__all__ = [
+    "ClaimLostError",
+    "Executions",
+    "RunLog",
+    "create_execution",
+    "latest_execution",
+    "list_executions",
+    "read_start",
+    "read_tail",
+]
 
 _READS_AT_ONCE = 32
 
@@ -41,10 +50,36 @@ class ClaimLostError(DurableError):
     key: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executions:
+    """The executions of an instance that are in storage: `numbers`, ascending, without those that were purged; all up
+    to `purged` were."""
+
+    numbers: tuple[int, ...]
+    purged: int
+
+    @property
+    def latest(self) -> int | None:
+        """The newest one; None if there is none, or none any more."""
+        return self.numbers[-1] if self.numbers else None
+
+    @property
+    def next(self) -> int:
+        """The number that a new instance of this id begins with. Numbers never start again."""
+        return max((self.purged, *self.numbers)) + 1
+
+
+async def list_executions(store: ObjectStore, keys: HubKeys, instance_id: str) -> Executions:
+    """Which executions of an instance there are."""
+    names = await store.list_folder(keys.executions(instance_id))
+    tombstones = (name.removeprefix("purged.") for name in names if name.startswith("purged."))
+    purged = max(numbers(tombstones, 6), default=0)
+    return Executions(numbers=tuple(number for number in numbers(names, 6) if number > purged), purged=purged)
+
+
 async def latest_execution(store: ObjectStore, keys: HubKeys, instance_id: str) -> int | None:
     """The number of an instance's newest execution; None if there is no such instance."""
-    names = await store.list_folder(keys.executions(instance_id))
-    return max(numbers(names, 6), default=None)
+    return (await list_executions(store, keys, instance_id)).latest
 
 
 async def create_execution(

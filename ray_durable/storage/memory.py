@@ -53,7 +53,7 @@ class MemoryStore:
         return sorted({f"{name.split('/')[0]}/" if "/" in name else name for name in below})
 
     async def delete_many(self, keys: list[str]) -> None:
-        """See `ObjectStore`."""
+        """See `ObjectStore`. Folders are but the beginnings of names."""
         with _lock:
             for key in keys:
                 self._objects.pop(key, None)

@@ -161,7 +161,8 @@ class RemoteStore:
         )
 
     async def delete_many(self, keys: list[str]) -> None:
-        """See `ObjectStore`."""
+        """See `ObjectStore`. Folders are but the beginnings of names."""
+        keys = [key for key in keys if not key.endswith("/")]
         size = _DELETES_AT_ONCE if self._is_s3 else _REQUESTS_AT_ONCE
         for begin in range(0, len(keys), size):
             paths = [self._path(key) for key in keys[begin : begin + size]]

@@ -1,0 +1,97 @@
+"""Removing executions from storage, once nobody can write to them any more.
+
+Old executions and purged instances stay for a grace period, so that a writer that was stopped meanwhile still finds its
+next key taken. What is due then stands in a queue of its own, and whoever looks at it, as often as they like, removes
+it: all of a run first, its segment 0 last, so that what was interrupted is found again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_durable.errors import CorruptLogError
+from ray_durable.storage.keys import HubKeys
+from ray_durable.storage.log import read_start
+from ray_durable.storage.segment import FORMAT_VERSION
+from ray_durable.storage.store import ObjectStore
+
+__all__ = ["Retired", "bury", "list_retired", "remove_execution", "remove_retired", "retire"]
+
+_NAMES_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retired:
+    """The executions of an instance up to `through` may be removed from storage from `due_us` on."""
+
+    instance_id: str
+    through: int
+    due_us: int
+
+
+async def bury(store: ObjectStore, keys: HubKeys, instance_id: str, through: int) -> None:
+    """Leave the tombstone of the executions up to `through`: from now on they are not there for anybody."""
+    data = json.dumps({"v": FORMAT_VERSION, "instance": instance_id, "through": through}).encode()
+    await store.put_if_absent(keys.purged(instance_id, through), data)
+
+
+async def retire(store: ObjectStore, keys: HubKeys, retired: Retired) -> None:
+    """Enter executions into the queue of what is to be removed."""
+    fields = {"v": FORMAT_VERSION, "instance": retired.instance_id, "through": retired.through}
+    key = keys.retired_entry(retired.instance_id, retired.due_us)
+    await store.put(key, json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+
+
+async def list_retired(store: ObjectStore, keys: HubKeys, now_us: int) -> Sequence[tuple[str, Retired]]:
+    """What is due by `now_us`: the name of each entry, and what it says. Objects that are no entries are skipped."""
+    due: list[tuple[str, Retired]] = []
+    for name in await store.list_folder(keys.retired):
+        due_ms = name.partition(".")[0]
+        if not due_ms.isdigit() or int(due_ms) * 1_000 > now_us:
+            continue
+        fields = _fields(await store.get(f"{keys.retired}{name}"))
+        if isinstance(fields.get("instance"), str) and isinstance(fields.get("through"), int):
+            retired = Retired(instance_id=fields["instance"], through=fields["through"], due_us=int(due_ms) * 1_000)
+            due.append((f"{keys.retired}{name}", retired))
+    return due
+
+
+async def remove_retired(store: ObjectStore, keys: HubKeys, key: str, retired: Retired) -> None:
+    """Remove what an entry of the queue names, and then the entry."""
+    names = await store.list_folder(keys.executions(retired.instance_id))
+    for number in sorted(int(name) for name in names if name.isdigit()):
+        if number <= retired.through:
+            await remove_execution(store, keys, retired.instance_id, number)
+    await store.delete_many([key])
+
+
+async def remove_execution(store: ObjectStore, keys: HubKeys, instance_id: str, execution: int) -> None:
+    """Remove one execution with all that belongs to its run. A damaged one stays, for somebody to look at."""
+    try:
+        start = await read_start(store, keys, instance_id, execution)
+    except CorruptLogError:
+        return
+    await _remove_folder(store, keys.run(start.header.run))
+    await store.delete_many([keys.execution(instance_id, execution)])
+
+
+async def _remove_folder(store: ObjectStore, folder: str) -> None:
+    names = await store.list_folder(folder)
+    for name in names:
+        if name.endswith("/"):
+            await _remove_folder(store, f"{folder}{name}")
+    objects = [f"{folder}{name}" for name in names if not name.endswith("/")]
+    for begin in range(0, len(objects), _NAMES_AT_ONCE):
+        await store.delete_many(objects[begin : begin + _NAMES_AT_ONCE])
+    await store.delete_many([folder])
+
+
+def _fields(data: bytes | None) -> dict[str, Any]:
+    try:
+        fields = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
