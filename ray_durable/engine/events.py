@@ -129,8 +129,8 @@ class ExecutionStarted(Input):
     (instance id, execution, task) of the caller, `depth` how many callers there are up to the outermost.
 
     An execution that follows another one names it in `previous` (instance id, execution, run); with `owes`, messages of
-    that one may still have to be delivered. `carried` counts the events behind this one that were handed on with it and
-    that nobody has run yet; `recent` are ids of external events that were raised before, so that a repetition is known.
+    that one may still have to be delivered. `carried` are inputs that were handed on, to be given to the engine as fresh
+    ones when the code runs for the first time; `recent` are ids of external events that were raised before, so that a repetition is known.
     A copied history (rewind, fork) made its random numbers from the run `origin`; `lineage` tells whose its events are:
     (through, execution, run) for the events up to `through`.
     """
@@ -147,7 +147,7 @@ class ExecutionStarted(Input):
     depth: int = 0
     previous: tuple[str, int, str] | None = None
     owes: bool = False
-    carried: int = 0
+    carried: tuple[Input, ...] = field(default=(), repr=False)
     recent: tuple[str, ...] = field(default=(), repr=False)
     origin: str | None = None
     lineage: tuple[tuple[int, int, str], ...] = ()

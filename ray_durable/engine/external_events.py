@@ -1,13 +1,15 @@
 """External events: those that nobody waited for yet, and those who wait.
 
 Events of one name are handed out in the order of their arrival, to waiters in the order of their asking. A cancelled
-waiter takes none.
+waiter takes none. Nor does one that cannot decode the event: it fails with the error, and the event goes to the next
+waiter, or stays the first of those that wait to be asked for.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 from ray_durable.engine.events import EventRaised
@@ -19,17 +21,20 @@ __all__ = ["ExternalEvents", "decode_into"]
 
 _Decode = Callable[[Payload], Any]
 
+_RECENT_MAX = 1_000
 
-def decode_into(future: CommandFuture, decode: _Decode, payload: Payload) -> None:
-    """Resolve `future` with the decoded payload, or with the exception of decoding it."""
+
+def decode_into(future: CommandFuture, decode: _Decode, payload: Payload) -> bool:
+    """Resolve `future` with the decoded payload, or with the exception of decoding it: whether it could be decoded."""
     if future.done():
-        return
+        return True
     try:
         value = decode(payload)
     except BaseException as error:
         fail(future, error)
-    else:
-        resolve(future, value)
+        return False
+    resolve(future, value)
+    return True
 
 
 class _Waiter:
@@ -55,21 +60,30 @@ class ExternalEvents:
         self._unread: dict[str, deque[EventRaised]] = {}
         # Ordered dictionaries, because a plain one is slow to find its first key when many were taken from the front.
         self._waiters: dict[str, OrderedDict[_Waiter, None]] = {}
-        self._seen: set[str] = set()
+        # The keys are a set that remembers the order.
+        self._seen: dict[str, None] = {}
 
     def is_duplicate(self, event: EventRaised) -> bool:
         """Whether an event of this id was raised before."""
         return event.event_id in self._seen
+
+    def note_ids(self, event_ids: Iterable[str]) -> None:
+        """Events of these ids were raised: another one is a repetition. "" is no id."""
+        self._seen.update((event_id, None) for event_id in event_ids if event_id)
+
+    def recent_ids(self) -> list[str]:
+        """The ids of the last 1,000 events that have one, in the order of their arrival."""
+        return list(islice(reversed(self._seen), _RECENT_MAX))[::-1]
 
     def wait(self, name: str, decode: _Decode) -> CommandFuture:
         """A future of the next event of this name."""
         future = self._loop.create_command_future()
         unread = self._unread.get(name)
         if unread:
-            event = unread.popleft()
-            if not unread:
-                del self._unread[name]
-            decode_into(future, decode, event.value)
+            if decode_into(future, decode, unread[0].value):
+                unread.popleft()
+                if not unread:
+                    del self._unread[name]
         else:
             waiter = _Waiter(self, name, future, decode)
             future.command = waiter
@@ -78,15 +92,12 @@ class ExternalEvents:
 
     def raised(self, event: EventRaised) -> None:
         """Hand an event to whoever waited longest, or keep it."""
-        if event.event_id:
-            self._seen.add(event.event_id)
-        waiters = self._waiters.get(event.name)
-        if waiters:
+        while waiters := self._waiters.get(event.name):
             waiter = next(iter(waiters))
             self.forget(waiter)
-            decode_into(waiter.future, waiter.decode, event.value)
-        else:
-            self._unread.setdefault(event.name, deque()).append(event)
+            if decode_into(waiter.future, waiter.decode, event.value):
+                return
+        self._unread.setdefault(event.name, deque()).append(event)
 
     def forget(self, waiter: _Waiter) -> None:
         """The waiter waits no more."""

@@ -6,16 +6,25 @@ should outlive the next `apply`.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ray_durable.engine.events import EventRaised, ExecutionStarted, RuntimeStatus, TaskScheduled
+from ray_durable.engine.children import Children
+from ray_durable.engine.events import (
+    EventRaised,
+    ExecutionStarted,
+    RuntimeStatus,
+    SubOrchestrationInstanceCreated,
+    TaskScheduled,
+)
 from ray_durable.engine.external_events import ExternalEvents
 from ray_durable.engine.journal import Journal
 from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.maps import Maps, OutstandingMap
+from ray_durable.engine.markers import Markers
+from ray_durable.engine.randomness import Randomness
 from ray_durable.engine.source import describe_source
+from ray_durable.engine.suspension import Suspension
 from ray_durable.engine.tasks import Tasks
 from ray_durable.engine.timers import Timers
 from ray_durable.failure import Failure
@@ -26,7 +35,10 @@ __all__ = ["Counts", "ExecutionState"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How much was asked for, and how much of it ended. An activity call counts once, however often it is retried."""
+    """How much was asked for, and how much of it ended.
+
+    Tasks are calls of activities and of orchestrators. A call counts once, however often it is retried.
+    """
 
     tasks_scheduled: int = 0
     tasks_completed: int = 0
@@ -44,11 +56,14 @@ class ExecutionState:
         self._loop = loop
         self._journal = journal
         self._timers = Timers(journal, loop)
-        # The user's random numbers do not depend on how often something is retried.
-        self._retry_random = random.Random(0)
-        self._tasks = Tasks(journal, loop, self._timers, self._retry_random)
-        self._maps = Maps(journal, loop, self._timers, self._retry_random)
+        self._randomness = Randomness()
+        self._tasks = Tasks(journal, loop, self._timers, self._randomness.retries)
+        self._maps = Maps(journal, loop, self._timers, self._randomness.retries)
+        self._children = Children(journal, loop, self._timers, self._randomness.retries)
         self._events = ExternalEvents(loop)
+        self._suspension = Suspension(self._tasks, self._maps, self._children, self._timers)
+        self._markers = Markers(journal)
+        self._next_input: Payload | None = None
 
         self.started: ExecutionStarted | None = None
         self.status = RuntimeStatus.PENDING
@@ -56,6 +71,8 @@ class ExecutionState:
         self.failure: Failure | None = None
         self.custom_status: Payload | None = None
         self.is_replaying = False
+        # The random id of the run that follows this one, once that is decided.
+        self.successor: str | None = None
 
     @property
     def position(self) -> int:
@@ -79,13 +96,21 @@ class ExecutionState:
 
     @property
     def outstanding_tasks(self) -> Mapping[int, TaskScheduled]:
-        """The tasks without outcome that were not cancelled, by number, in order. A view, not a copy."""
+        """The tasks without outcome that were not cancelled, by number, in order. A view, not a copy.
+
+        An outcome that is recorded counts also while the execution is suspended and nobody has heard of it.
+        """
         return self._tasks.outstanding
 
     @property
     def outstanding_maps(self) -> Mapping[int, OutstandingMap]:
         """The maps with unfinished items, by number, in order. A view, not a copy."""
         return self._maps.outstanding
+
+    @property
+    def outstanding_children(self) -> Mapping[int, SubOrchestrationInstanceCreated]:
+        """The sub-orchestrations without outcome that were not cancelled, by number, in order. A view, not a copy."""
+        return self._children.outstanding
 
     @property
     def timers(self) -> Mapping[int, int]:
@@ -109,7 +134,12 @@ class ExecutionState:
     @property
     def unread_events(self) -> list[EventRaised]:
         """The external events that nobody has taken, in the order of their arrival."""
-        return self._events.unread()
+        return self._events.unread() + self._suspension.raised()
+
+    @property
+    def recent_event_ids(self) -> list[str]:
+        """The ids of the last 1,000 external events, also of earlier executions, in the order of their arrival."""
+        return self._events.recent_ids()
 
     @property
     def unhandled_errors(self) -> Sequence[BaseException]:
@@ -119,19 +149,19 @@ class ExecutionState:
     @property
     def counts(self) -> Counts:
         """How much was asked for, and how much of it ended."""
-        tasks, maps = self._tasks, self._maps
+        tasks, maps, children = self._tasks, self._maps, self._children
         return Counts(
-            tasks_scheduled=tasks.scheduled,
-            tasks_completed=tasks.completed,
-            tasks_failed=tasks.failed,
-            tasks_cancelled=tasks.cancelled,
+            tasks_scheduled=tasks.scheduled + children.scheduled,
+            tasks_completed=tasks.completed + children.completed,
+            tasks_failed=tasks.failed + children.failed,
+            tasks_cancelled=tasks.cancelled + children.cancelled,
             map_items_total=maps.total,
             map_items_completed=maps.completed,
             map_items_failed=maps.failed,
         )
 
     def source_of(self, number: int) -> str:
-        """ "file:line" of the code that asked for an outstanding task, map or timer ("" if unknown)."""
-        keepers = (self._tasks, self._maps, self._timers, self._journal)
+        """ "file:line" of the code that asked for an outstanding task, map, sub-orchestration or timer ("" if unknown)."""
+        keepers = (self._tasks, self._maps, self._children, self._timers, self._journal)
         found = (keeper.source_of(number) for keeper in keepers)
         return describe_source(next((source for source in found if source is not None), None))

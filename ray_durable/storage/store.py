@@ -45,7 +45,7 @@ class ObjectStore(Protocol):
         """Names directly below `folder` (which ends with a slash), sorted; folders among them end with a slash."""
 
     async def delete_many(self, keys: list[str]) -> None:
-        """Remove objects; missing ones are no error. A key that ends with a slash is a folder: it goes if it is empty."""
+        """Remove objects; missing ones are no error. A key that ends with a slash is a folder: it goes if empty."""
 
     async def close(self) -> None:
         """Give connections back."""
