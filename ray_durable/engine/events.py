@@ -128,10 +128,10 @@ class ExecutionStarted(Input):
     opaque JSON that finds the orchestrator's function, `version` what its author calls the code's version. `parent` is
     (instance id, execution, task) of the caller, `depth` how many callers there are up to the outermost.
 
-    An execution that follows another one names it in `previous` (instance id, execution, run); with `owes`, messages of
-    that one may still have to be delivered. `carried` are inputs that were handed on, to be given to the engine as fresh
-    ones when the code runs for the first time; `recent` are ids of external events that were raised before, so that a repetition is known.
-    A copied history (rewind, fork) made its random numbers from the run `origin`; `lineage` tells whose its events are:
+    An execution that follows another names it in `previous` (instance id, execution, run); with `owes`, messages of
+    that one may still have to be delivered. `carried` are inputs that were handed on: fresh ones when the code first
+    runs. `recent` are ids of external events that were raised before, so that a repetition is known. A copied
+    history (rewind, fork) made its random numbers from the run `origin`; `lineage` tells whose its events are:
     (through, execution, run) for the events up to `through`.
     """
 

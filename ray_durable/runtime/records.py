@@ -25,6 +25,7 @@ from ray_durable.engine import (
     ExecutionStarted,
     ExecutionSuspended,
     ExecutionTerminated,
+    Input,
     MapCanceled,
     MapCompleted,
     MapItemsScheduled,
@@ -67,12 +68,14 @@ def encode_events(events: Iterable[Event]) -> tuple[list[bytes], list[bytes]]:
     sections: list[bytes] = []
     lines: list[bytes] = []
     for event in events:
-        kind = type(event)
-        fields = _WRITERS[kind](event, sections)
-        line = f'{{"n":{event.number},"t":{event.time_us},"type":"{kind.__name__}"{fields}}}'
         # What Python writes for a lone surrogate is JSON's escape too.
-        lines.append(line.encode("utf-8", "backslashreplace"))
+        lines.append(_line(event, sections).encode("utf-8", "backslashreplace"))
     return lines, sections
+
+
+def _line(event: Event, sections: list[bytes]) -> str:
+    kind = type(event)
+    return f'{{"n":{event.number},"t":{event.time_us},"type":"{kind.__name__}"{_WRITERS[kind](event, sections)}}}'
 
 
 def decode_events(lines: Iterable[bytes], sections: Sequence[bytes], *, key: str) -> list[Event]:
@@ -85,19 +88,22 @@ def decode_events(lines: Iterable[bytes], sections: Sequence[bytes], *, key: str
     for line in lines:
         try:
             record = json.loads(line)
-            reader = _READERS.get(record["type"])
-            if reader is None:
+            if record["type"] not in _READERS:
                 raise CorruptLogError(
                     f"{key} holds an event of type {record['type']!r}, which this version of ray_durable does not "
                     "know: upgrade ray_durable on every machine of the cluster",
                     key=key,
                 )
-            events.append(reader(record, sections, {"number": record["n"], "time_us": record["t"]}))
+            events.append(_event(record, sections))
         except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             raise CorruptLogError(
                 f"{key} holds a line that is no event ({type(error).__name__} in line {len(events) + 1})", key=key
             ) from error
     return events
+
+
+def _event(record: dict[str, Any], sections: Sequence[bytes]) -> Event:
+    return _READERS[record["type"]](record, sections, {"number": record["n"], "time_us": record["t"]})
 
 
 def _payload_text(payload: Payload, sections: list[bytes]) -> str:
@@ -166,13 +172,14 @@ def _write_started(event: ExecutionStarted, sections: list[bytes]) -> str:
         "depth": event.depth or None,
         "previous": _named(_PREVIOUS, event.previous),
         "owes": event.owes or None,
-        "carried": event.carried or None,
         "recent": event.recent or None,
         "origin": event.origin,
         "lineage": event.lineage or None,
     }
     fields |= {name: value for name, value in optional.items() if value is not None}
-    return f',{_text(fields)[1:-1]},"input":{_payload_text(event.input, sections)}'
+    carried = ",".join(_line(one, sections) for one in event.carried)
+    handed_on = f',"carried":[{carried}]' if carried else ""
+    return f',{_text(fields)[1:-1]}{handed_on},"input":{_payload_text(event.input, sections)}'
 
 
 _PARENT = ("instance", "execution", "task")
@@ -203,12 +210,19 @@ def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: _Pla
         depth=record.get("depth", 0),
         previous=(previous["instance"], previous["execution"], previous["run"]) if previous else None,
         owes=record.get("owes", False),
-        carried=record.get("carried", 0),
+        carried=tuple(_read_carried(one, sections) for one in record.get("carried", ())),
         recent=tuple(record.get("recent", ())),
         origin=record.get("origin"),
         lineage=tuple((through, execution, run) for through, execution, run in record.get("lineage", ())),
         input=_payload(record["input"], sections),
     )
+
+
+def _read_carried(record: dict[str, Any], sections: Sequence[bytes]) -> Input:
+    event = _event(record, sections)
+    if not isinstance(event, Input):
+        raise ValueError("what is handed on is an input")
+    return event
 
 
 def _write_claimed(event: OwnerClaimed, _: list[bytes]) -> str:

@@ -112,7 +112,11 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         depth=numbers,
         previous=st.none() | st.tuples(texts, numbers, texts),
         owes=st.booleans(),
-        carried=numbers,
+        carried=st.lists(
+            st.builds(EventRaised, **place, name=texts, value=payloads, event_id=texts)
+            | st.builds(TaskCompleted, **place, task=numbers, result=payloads),
+            max_size=2,
+        ).map(tuple),
         recent=st.lists(texts, max_size=3).map(tuple),
         origin=st.none() | texts,
         lineage=st.lists(st.tuples(numbers, numbers, texts), max_size=2).map(tuple),
