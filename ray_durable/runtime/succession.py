@@ -1,0 +1,262 @@
+"""The next execution of an instance: what its segment 0 holds, made of the link and of the history before it.
+
+The link is the last event of an execution's log: ContinueAsNew, which the code asked for, or ExecutionRestarted behind
+the end. Whoever finds a link creates what it names; the same link always gives the same instance, execution and run, so
+that any number of processes may do it at once, and a process that dies in between is no loss.
+
+A rewind copies the history up to the failure, and hands on the outcomes that were recorded afterwards for what had been
+asked for before it. A fork copies any beginning of another instance's history. Nothing here reads or writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+from ray_durable.codec import open_batch
+from ray_durable.engine import (
+    ContinueAsNew,
+    Event,
+    EventRaised,
+    ExecutionCompleted,
+    ExecutionRestarted,
+    ExecutionRewound,
+    ExecutionStarted,
+    Input,
+    MapCompleted,
+    MapItemsScheduled,
+    MapScheduled,
+    OwnerClaimed,
+    SubOrchestrationInstanceCompleted,
+    SubOrchestrationInstanceCreated,
+    SubOrchestrationInstanceFailed,
+    TaskCompleted,
+    TaskFailed,
+    TaskScheduled,
+    TimerFired,
+)
+from ray_durable.failure import Failure
+
+__all__ = ["Link", "continued", "fork", "link_of", "plan_rewind", "successor"]
+
+Link = ContinueAsNew | ExecutionRestarted
+
+RECENT_IDS_MAX = 1_000
+"""Ids of external events that go along, so that a repetition is known in the next execution too."""
+
+_NOT_RECORDED_AGAIN = ("NonDeterminismError", "PayloadTooLargeError")
+
+
+def link_of(history: Sequence[Event]) -> Link | None:
+    """The link to the next execution, if the history ends with one."""
+    last = history[-1]
+    return last if isinstance(last, ContinueAsNew | ExecutionRestarted) else None
+
+
+def successor(history: Sequence[Event], link: Link, *, owes: bool) -> list[Event]:
+    """The events of the next execution's segment 0. `owes`: messages of this one may still have to be delivered."""
+    started = _started(history)
+    if isinstance(link, ContinueAsNew):
+        carried = [event for event in (history[number - 1] for number in link.carried) if _is_raised(event)]
+        return continued(started, link, carried, _recent_ids(history), owes=owes)
+    if link.kind == "rewind":
+        return _rewound(history, link, owes=owes)
+    assert link.name is not None, "a restart says what it starts"
+    assert link.input is not None, "a restart says with what it starts"
+    return [
+        dataclasses.replace(
+            _next(started, link, link.request_id, owes=owes),
+            name=link.name,
+            input=link.input,
+            reference=link.reference,
+            version=link.version,
+            parent=link.parent,
+            depth=link.depth,
+        )
+    ]
+
+
+def continued(
+    started: ExecutionStarted, link: ContinueAsNew, carried: Iterable[Event], recent: Iterable[str], *, owes: bool
+) -> list[Event]:
+    """`successor` of an execution that continues as new, by an owner that has it in memory."""
+    request_id = f"{link.number}.{started.execution}.{started.instance_id}"
+    return [
+        dataclasses.replace(
+            _next(started, link, request_id, owes=owes),
+            input=link.input,
+            carried=tuple(_fresh(event) for event in carried if isinstance(event, Input)),
+            recent=tuple(recent)[-RECENT_IDS_MAX:],
+        )
+    ]
+
+
+def fork(
+    history: Sequence[Event], *, instance_id: str, run: str, request_id: str, through: int, now_us: int
+) -> list[Event]:
+    """The events of a new instance that goes on from the first `through` events of another's history."""
+    source = _started(history)
+    started = dataclasses.replace(
+        source,
+        instance_id=instance_id,
+        run=run,
+        execution=1,
+        request_id=request_id,
+        parent=None,
+        depth=0,
+        previous=(source.instance_id, source.execution, source.run),
+        owes=False,
+        origin=source.origin or source.run,
+        lineage=(),
+    )
+    reason = f"forked from {source.instance_id} at event {through}"
+    return _copied(started, history, through, reason=reason, now_us=now_us)
+
+
+def plan_rewind(history: Sequence[Event]) -> tuple[int, tuple[int, ...]]:
+    """How a failed execution is rewound: the number of the last event to copy, and the outcomes behind it to keep.
+
+    A failed activity or instance that the failure names is as if it had not been answered. Where the code itself
+    failed, the step in which it did runs again.
+    """
+    end = history[-1]
+    assert isinstance(end, ExecutionCompleted), "only what has ended is rewound"
+    assert end.failure is not None, "only what has failed is rewound"
+    culprit = _culprit(history, end.failure)
+    if culprit is None and end.failure.type_name in _NOT_RECORDED_AGAIN and end.failure.kind == "system":
+        return end.number - 1, ()
+    if culprit is None:
+        return next(event.number for event in reversed(history) if isinstance(event, Input)), ()
+    through = culprit - 1
+    asked = {event.number for event in history[:through] if not isinstance(event, Input)}
+    kept = tuple(event.number for event in history[through:] if _is_kept(event, asked))
+    return through, kept
+
+
+def _started(history: Sequence[Event]) -> ExecutionStarted:
+    started = history[0]
+    assert isinstance(started, ExecutionStarted), "a history begins with its start"
+    return started
+
+
+def _next(started: ExecutionStarted, link: Link, request_id: str, *, owes: bool) -> ExecutionStarted:
+    return dataclasses.replace(
+        started,
+        time_us=link.time_us,
+        run=link.run,
+        execution=started.execution + 1,
+        request_id=request_id,
+        previous=(started.instance_id, started.execution, started.run),
+        owes=owes,
+        carried=(),
+        recent=(),
+        origin=None,
+        lineage=(),
+    )
+
+
+def _rewound(history: Sequence[Event], link: ExecutionRestarted, *, owes: bool) -> list[Event]:
+    started = _started(history)
+    # The inputs handed on to this execution before it ran are in its history by now.
+    following = dataclasses.replace(
+        _next(started, link, link.request_id, owes=owes),
+        recent=tuple(_recent_ids(history))[-RECENT_IDS_MAX:],
+        origin=started.origin or started.run,
+        lineage=_lineage(started, link.through),
+        carried=tuple(_fresh(part) for number in link.kept for part in _successes(history[number - 1])),
+    )
+    return _copied(following, history, link.through, reason=link.reason, now_us=link.time_us)
+
+
+def _copied(
+    started: ExecutionStarted, history: Sequence[Event], through: int, *, reason: str, now_us: int
+) -> list[Event]:
+    # The copied start keeps its time: the history's times never decrease.
+    copied = [dataclasses.replace(started, time_us=history[0].time_us), *history[1:through]]
+    now_us = max(now_us, copied[-1].time_us)
+    rewound = ExecutionRewound(number=through + 1, time_us=now_us, reason=reason, request_id=started.request_id)
+    return [*copied, rewound]
+
+
+def _lineage(started: ExecutionStarted, through: int) -> tuple[tuple[int, int, str], ...]:
+    """Who made the first `through` events."""
+    older = tuple(part for part in started.lineage if part[0] < through)
+    execution, run = started.author_of(through)
+    return (*older, (through, execution, run))
+
+
+def _recent_ids(history: Iterable[Event]) -> Iterator[str]:
+    for event in history:
+        if isinstance(event, ExecutionStarted):
+            yield from event.recent
+        elif isinstance(event, EventRaised) and event.event_id:
+            yield event.event_id
+
+
+def _is_raised(event: Event) -> bool:
+    return isinstance(event, EventRaised)
+
+
+def _fresh(event: Input) -> Input:
+    return event.stamped(0, event.time_us)
+
+
+def _culprit(history: Sequence[Event], failure: Failure) -> int | None:
+    """The number of the earliest event without whose failed outcome the code would not have failed; None if no
+    outcome is to blame.
+
+    Failures that came together, before the code asked for anything more, are taken together.
+    """
+    chain: list[Failure] = []
+    while failure is not None:
+        chain.append(failure)
+        if failure.cause is None:
+            break
+        failure = failure.cause
+    found: int | None = None
+    for event in reversed(history):
+        if found is not None and isinstance(
+            event, TaskScheduled | MapScheduled | MapItemsScheduled | SubOrchestrationInstanceCreated
+        ):
+            break
+        failures = _failures(event)
+        if failures and (found is not None or any(one in chain for one in failures)):
+            found = event.number
+    return found
+
+
+def _failures(event: Event) -> Sequence[Failure]:
+    if isinstance(event, TaskFailed | SubOrchestrationInstanceFailed):
+        return (event.failure,)
+    if isinstance(event, MapCompleted):
+        return [failure for _, failure in event.failures]
+    return ()
+
+
+def _is_kept(event: Event, asked: set[int]) -> bool:
+    """Whether the event is good news on something that was asked for before, or came by itself."""
+    if isinstance(event, TaskCompleted | SubOrchestrationInstanceCompleted):
+        return event.task in asked
+    if isinstance(event, MapCompleted):
+        return event.map in asked and len(event.failures) < event.count
+    if isinstance(event, TimerFired):
+        return event.timer in asked
+    return isinstance(event, EventRaised)
+
+
+def _successes(event: Event) -> Iterator[Input]:
+    """The event without what failed."""
+    if not isinstance(event, MapCompleted):
+        assert isinstance(event, Input), "only outcomes are kept"
+        assert not isinstance(event, OwnerClaimed), "who owned the log is no outcome"
+        yield event
+        return
+    batch = open_batch(event.results)
+    taken, start = 0, 0
+    for offset in [*(offset for offset, _ in event.failures), event.count]:
+        if start < offset:
+            count = offset - start
+            results = batch.slice(taken, taken + count)
+            yield dataclasses.replace(event, start=event.start + start, count=count, results=results, failures=())
+            taken += count
+        start = offset + 1
