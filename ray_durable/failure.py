@@ -13,6 +13,7 @@ FailureKind = Literal["application", "system", "cancelled", "timeout"]
 
 _TRACEBACK_CHARS_MAX = 16_000
 _MESSAGE_CHARS_MAX = 8_000
+_BASES_MAX = 32
 
 _T = TypeVar("_T")
 
@@ -55,6 +56,7 @@ class Failure:
             traceback=text,
             non_retryable=non_retryable or _probe(lambda: bool(getattr(error, "non_retryable", False)), False),
             cause=_failure_in(error) or _failure_in(_probe(lambda: error.__cause__, None)),
+            bases=_probe(lambda: _bases_of(type(error)), ()),
         )
 
     def describe(self) -> str:
@@ -75,6 +77,11 @@ def _message(error: BaseException) -> str:
         return _plain_text(str(error))
     except BaseException as broken:
         return f"<str() of the exception raised {type(broken).__name__}>"
+
+
+def _bases_of(error_type: type[BaseException]) -> tuple[str, ...]:
+    bases = [base for base in error_type.__mro__[1:] if issubclass(base, BaseException) and base is not BaseException]
+    return tuple(_plain_text(str(base.__name__)) for base in bases[:_BASES_MAX])
 
 
 def _failure_in(error: object) -> Failure | None:

@@ -6,7 +6,8 @@ fails with the first one (the default), or the ActivityError takes the item's pl
 (`return_exceptions`), or up to `tolerated_failures` items may fail and leave None, and the next one fails the map. A
 map that fails or is cancelled while items are unfinished is cancelled as a whole.
 
-Work per event grows with the items in the event, not with those in the map.
+Attempts are numbered through; those of an item that the system failed, and those before a rewind, do not count against
+the policy. Work per event grows with the items in the event, not with those in the map.
 """
 
 from __future__ import annotations
@@ -21,13 +22,18 @@ from ray_durable.engine.journal import Journal
 from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.ranges import RangeSet
 from ray_durable.engine.source import Source, calling_source
+from ray_durable.engine.tasks import SYSTEM_FAILURES_ONLY
 from ray_durable.engine.timers import Timers
 from ray_durable.errors import ActivityError, CorruptLogError
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.retry import RetryPolicy
 
-__all__ = ["Maps", "OutstandingMap"]
+__all__ = ["Maps", "OnResults", "OutstandingMap"]
+
+OnResults = Callable[[int, list[Any]], None]
+"""Called with the index of the first item of a range that was settled, and what came of each: its result, or what takes
+its place in the list (ActivityError, None). Each item comes once; the one that fails the map does not come."""
 
 
 class OutstandingMap:
@@ -38,13 +44,17 @@ class OutstandingMap:
         "decode",
         "future",
         "maps",
+        "on_results",
         "results",
         "retry",
         "return_exceptions",
         "scheduled",
+        "since_us",
         "source",
+        "system_failures",
         "timers",
         "tolerated",
+        "uncounted",
         "unfinished",
     )
 
@@ -59,19 +69,26 @@ class OutstandingMap:
         *,
         return_exceptions: bool,
         tolerated_failures: int,
+        on_results: OnResults | None,
     ) -> None:
         self.maps = maps
         self.scheduled = scheduled
         self.future = future
         self.decode = decode
-        self.retry = retry
+        self.retry = retry or SYSTEM_FAILURES_ONLY
         self.source = source
+        self.on_results = on_results
         self.return_exceptions = return_exceptions
         self.tolerated = tolerated_failures
         self.results: list[Any] = [None] * scheduled.count
         self.unfinished = scheduled.count
         self.attempts: dict[int, RangeSet] = {1: RangeSet(0, scheduled.count)}
-        self.timers: dict[int, None] = {}
+        # Before the next attempt at some items: the items and the attempt that ended.
+        self.timers: dict[int, tuple[tuple[int, ...], int]] = {}
+        # By item, where there are any: attempts that do not count against the policy, the system's failures in a row.
+        self.uncounted: dict[int, int] = {}
+        self.system_failures: dict[int, int] = {}
+        self.since_us = scheduled.time_us
 
     def remaining(self) -> Iterator[tuple[int, int, int]]:
         """(start, stop, attempt) of the items to be run: no outcome yet, and no wait before a retry."""
@@ -81,6 +98,31 @@ class OutstandingMap:
 
     def revoke(self) -> None:
         self.maps.cancel(self)
+
+    def delay_us(self, item: int, failure: Failure, attempt: int, now_us: int, rng: random.Random) -> int | None:
+        """The wait before the next attempt at an item; None to give up."""
+        if failure.kind == "system":
+            self.uncounted[item] = self.uncounted.get(item, 0) + 1
+            self.system_failures[item] = self.system_failures.get(item, 0) + 1
+        elif self.system_failures:
+            self.system_failures.pop(item, None)
+        return self.retry.delay_us(
+            failure,
+            attempt=attempt - self.uncounted.get(item, 0),
+            elapsed_us=now_us - self.since_us,
+            rng=rng,
+            system_failures=self.system_failures.get(item, 0),
+        )
+
+    def rewound(self, now_us: int) -> None:
+        """What has ended does not count any more."""
+        self.since_us = now_us
+        self.system_failures.clear()
+        for attempt, ranges in self.attempts.items():
+            if attempt > 1:
+                self.uncounted.update((item, attempt - 1) for part in ranges for item in part)
+        for items, attempt in self.timers.values():
+            self.uncounted.update(dict.fromkeys(items, attempt))
 
 
 class Maps:
@@ -108,8 +150,12 @@ class Maps:
         *,
         return_exceptions: bool,
         tolerated_failures: int,
+        on_results: OnResults | None = None,
     ) -> CommandFuture:
-        """Ask for a map; the future gets the list of decoded results. A map of nothing is done at once."""
+        """Ask for a map; the future gets the list of decoded results. A map of nothing is done at once.
+
+        `on_results` hears of each range as it is settled, before the future.
+        """
         future = self._loop.create_command_future()
         if count == 0:
             resolve(future, [])
@@ -126,6 +172,7 @@ class Maps:
             source,
             return_exceptions=return_exceptions,
             tolerated_failures=tolerated_failures,
+            on_results=on_results,
         )
         self.total += count
         journal.record(event, source)
@@ -150,11 +197,16 @@ class Maps:
         awaited = [(attempt, ranges.within(event.start, stop)) for attempt, ranges in mapped.attempts.items()]
         for ranges in mapped.attempts.values():
             ranges.remove(event.start, stop)
+        settled = RangeSet()
         for attempt, parts in awaited:
             failed = self._place(mapped, event, parts, values, failures)
-            if failed and not self._settle_failures(mapped, failed, attempt):
+            for part in parts if mapped.on_results is not None else ():
+                settled.add(part.start, part.stop)
+            if failed and not self._settle_failures(mapped, failed, attempt, settled):
+                _hand_over(mapped, settled)
                 return
         mapped.attempts = {attempt: ranges for attempt, ranges in mapped.attempts.items() if ranges}
+        _hand_over(mapped, settled)
         if mapped.unfinished == 0:
             del self.outstanding[event.map]
             resolve(mapped.future, mapped.results)
@@ -168,6 +220,11 @@ class Maps:
             for timer in mapped.timers:
                 self._timers.cancel(timer)
             journal.record(MapCanceled(number=journal.next_number(), time_us=journal.time_us, map=number), source)
+
+    def rewound(self) -> None:
+        """From now on, attempts that have ended do not count against the policies, and elapsed time starts anew."""
+        for mapped in self.outstanding.values():
+            mapped.rewound(self._journal.time_us)
 
     def source_of(self, number: int) -> Source | None:
         """The line that asked for an outstanding map."""
@@ -218,13 +275,21 @@ class Maps:
         self.completed += completed
         self.failed += failed
 
-    def _settle_failures(self, mapped: OutstandingMap, failed: list[tuple[int, Failure]], attempt: int) -> bool:
-        """Retry the failed items, or let them fail for good. False if the map ended with that."""
+    def _settle_failures(
+        self, mapped: OutstandingMap, failed: list[tuple[int, Failure]], attempt: int, settled: RangeSet
+    ) -> bool:
+        """Retry the failed items, or let them fail for good. False if the map ended with that.
+
+        Of `settled`, which has all items of the event, only those are left whose place in the list is taken.
+        """
         again: list[int] = []
         wait_us = 0
+        now_us = self._journal.time_us
+        for item, _ in failed:
+            settled.remove(item, item + 1)
         for item, failure in failed:
             try:
-                delay_us = self._delay_us(mapped, failure, attempt)
+                delay_us = mapped.delay_us(item, failure, attempt, now_us, self._random)
             except BaseException as error:
                 # The policy's own handler is the user's code.
                 self._give_up(mapped, error)
@@ -242,6 +307,7 @@ class Maps:
             else:
                 self._give_up(mapped, final)
                 return False
+            settled.add(item, item + 1)
         if again:
             self._retry_after(mapped, tuple(again), attempt + 1, wait_us)
         return True
@@ -252,12 +318,6 @@ class Maps:
         self.outstanding.pop(mapped.scheduled.number, None)
         fail(mapped.future, error)
 
-    def _delay_us(self, mapped: OutstandingMap, failure: Failure, attempt: int) -> int | None:
-        if mapped.retry is None:
-            return None
-        elapsed_us = self._journal.time_us - mapped.scheduled.time_us
-        return mapped.retry.delay_us(failure, attempt=attempt, elapsed_us=elapsed_us, rng=self._random)
-
     def _retry_after(self, mapped: OutstandingMap, items: tuple[int, ...], attempt: int, wait_us: int) -> None:
         def retry() -> None:
             mapped.timers.pop(timer, None)
@@ -267,7 +327,7 @@ class Maps:
             self._schedule_items(mapped, items, attempt)
         else:
             timer = self._timers.create(self._journal.time_us + wait_us, retry, mapped.source)
-            mapped.timers[timer] = None
+            mapped.timers[timer] = (items, attempt - 1)
 
     def _schedule_items(self, mapped: OutstandingMap, items: tuple[int, ...], attempt: int) -> None:
         ranges = mapped.attempts.setdefault(attempt, RangeSet())
@@ -282,3 +342,11 @@ class Maps:
             items=items,
         )
         journal.record(event, mapped.source)
+
+
+def _hand_over(mapped: OutstandingMap, settled: RangeSet) -> None:
+    on_results = mapped.on_results
+    if on_results is None:
+        return
+    for part in settled:
+        on_results(part.start, mapped.results[part.start : part.stop])

@@ -1,7 +1,8 @@
 """Single activity calls: scheduled, retried by policy, answered, or cancelled.
 
 A call has one future, and at any moment one thing under way: a task (the number of its TaskScheduled) or the timer
-before its next attempt.
+before its next attempt. Attempts are numbered through; those that the system failed, and those before a rewind, do not
+count against the policy.
 """
 
 from __future__ import annotations
@@ -22,11 +23,26 @@ from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.retry import RetryPolicy
 
-__all__ = ["Tasks"]
+__all__ = ["SYSTEM_FAILURES_ONLY", "Tasks"]
+
+SYSTEM_FAILURES_ONLY = RetryPolicy()
+"""What holds for a call without a policy: one attempt, and more only where the system failed."""
 
 
 class _Call:
-    __slots__ = ("decode", "future", "latest", "origin", "retry", "source", "tasks", "timer")
+    __slots__ = (
+        "decode",
+        "future",
+        "latest",
+        "origin",
+        "retry",
+        "since_us",
+        "source",
+        "system_failures",
+        "tasks",
+        "timer",
+        "uncounted",
+    )
 
     def __init__(
         self,
@@ -42,12 +58,30 @@ class _Call:
         self.latest = origin
         self.future = future
         self.decode = decode
-        self.retry = retry
+        self.retry = retry or SYSTEM_FAILURES_ONLY
         self.source = source
         self.timer: int | None = None
+        # The attempts that do not count against the policy, and the system's failures in a row.
+        self.uncounted = self.system_failures = 0
+        self.since_us = origin.time_us
 
     def revoke(self) -> None:
         self.tasks.cancel(self)
+
+    def delay_us(self, failure: Failure, now_us: int, rng: random.Random) -> int | None:
+        """The wait before the next attempt; None to give up."""
+        if failure.kind == "system":
+            self.uncounted += 1
+            self.system_failures += 1
+        else:
+            self.system_failures = 0
+        return self.retry.delay_us(
+            failure,
+            attempt=self.latest.attempt - self.uncounted,
+            elapsed_us=now_us - self.since_us,
+            rng=rng,
+            system_failures=self.system_failures,
+        )
 
 
 class Tasks:
@@ -59,6 +93,7 @@ class Tasks:
         "_loop",
         "_random",
         "_timers",
+        "_waiting",
         "cancelled",
         "completed",
         "failed",
@@ -72,6 +107,8 @@ class Tasks:
         self._timers = timers
         self._random = rng
         self._calls: dict[int, _Call] = {}
+        # Between two attempts, by the number of the timer.
+        self._waiting: dict[int, _Call] = {}
         self.outstanding: dict[int, TaskScheduled] = {}
         self.scheduled = self.completed = self.failed = self.cancelled = 0
 
@@ -105,7 +142,7 @@ class Tasks:
         """The activity failed: begin the next attempt, or the wait before it, or give up."""
         call = self._end(event.task)
         try:
-            delay_us = self._delay_us(call, event.failure)
+            delay_us = call.delay_us(event.failure, self._journal.time_us, self._random)
         except BaseException as error:
             # The policy's own handler is the user's code.
             self.failed += 1
@@ -119,6 +156,7 @@ class Tasks:
             self._retry(call)
         else:
             call.timer = self._timers.create(self._journal.time_us + delay_us, lambda: self._retry(call), call.source)
+            self._waiting[call.timer] = call
 
     def cancel(self, call: _Call) -> None:
         """Nobody waits for the call any more."""
@@ -127,11 +165,22 @@ class Tasks:
             return
         self.cancelled += 1
         if call.timer is not None:
+            del self._waiting[call.timer]
             self._timers.cancel(call.timer)
         else:
             self._end(call.latest.number)
             event = TaskCanceled(number=journal.next_number(), time_us=journal.time_us, task=call.latest.number)
             journal.record(event, calling_source())
+
+    def rewound(self) -> None:
+        """From now on, attempts that have ended do not count against the policies, and elapsed time starts anew."""
+        for call in self._calls.values():
+            call.uncounted = call.latest.attempt - 1
+        for call in self._waiting.values():
+            call.uncounted = call.latest.attempt
+        for call in (*self._calls.values(), *self._waiting.values()):
+            call.system_failures = 0
+            call.since_us = self._journal.time_us
 
     def source_of(self, number: int) -> Source | None:
         """The line that asked for an outstanding task."""
@@ -148,7 +197,9 @@ class Tasks:
         return self._calls.pop(number)
 
     def _retry(self, call: _Call) -> None:
-        call.timer = None
+        if call.timer is not None:
+            del self._waiting[call.timer]
+            call.timer = None
         origin, journal = call.origin, self._journal
         event = TaskScheduled(
             number=journal.next_number(),
@@ -160,9 +211,3 @@ class Tasks:
             target=origin.target,
         )
         self._begin(call, event)
-
-    def _delay_us(self, call: _Call, failure: Failure) -> int | None:
-        if call.retry is None:
-            return None
-        elapsed_us = self._journal.time_us - call.origin.time_us
-        return call.retry.delay_us(failure, attempt=call.latest.attempt, elapsed_us=elapsed_us, rng=self._random)
