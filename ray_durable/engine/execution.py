@@ -19,17 +19,33 @@ an input caused (its log was cut there); the rest is returned as new.
     state      what happens                      next
     Pending    ExecutionStarted                  Running: main's coroutine begins
     Running    an input                          Running, or an end if main is done with that
-    Running    main returns                      Completed
+    Running    main returns                      Completed, or ContinuedAsNew if it asked for that
     Running    main raises                       Failed
-    Running    ExecutionTerminated               Terminated: no coroutine goes on
+    Running    ExecutionSuspended                Suspended
+    Suspended  ExecutionResumed                  Running: what was held is delivered, in order
+    Suspended  another input                     Suspended: recorded and held
+    either     ExecutionTerminated               Terminated: no coroutine goes on
+    either     OwnerClaimed, OutboxDelivered     the same: recorded, no matter of the code's
+    either     ExecutionRewound                  the same: what is unfinished has all of its attempts again
     an end     a fresh input                     the same: it is dropped
-    an end     OwnerClaimed                      the same: recorded, as who owns the log is no matter of the code's
+    an end     OwnerClaimed, ExecutionRestarted  the same: recorded, as what follows is no matter of the code's
 
 Fresh inputs that say nothing new are dropped, neither numbered nor returned: outcomes of what has one or was
-cancelled, timers that are past, not yet due or cancelled, external events of an id that was seen.
+cancelled, timers that are past, not yet due or cancelled, external events of an id that was seen, a suspension of what
+is suspended. Held inputs are resumed after: what they cause follows ExecutionResumed. One that says nothing new any
+more by then, because its task was cancelled, is skipped.
 
 At an end the unfinished coroutines are closed. Their cleanup code runs, but cannot ask for anything: attempts raise
-ExecutionClosed, a BaseException. Activities that are outstanding then stay so: nobody cancels them.
+ExecutionClosed, a BaseException. What is outstanding then stays so: nobody cancels it, but a recursive termination the
+instances that were called.
+
+A history may be a copy: of the execution before (rewind) or of another instance (fork). Then it holds ExecutionRewound
+where the copy ends, and random numbers are those of the copied run before, and of the present one behind. A copy ends
+behind all that an input caused, or before all of it: an input right before ExecutionRewound is delivered behind it.
+
+A start may hand inputs on (`carried`). The caller gives them, as fresh ones, right behind the events that nobody has
+run: the start, or in a copied history ExecutionRewound. An execution that continues as new before it took them all has
+the others among its unread events, without a number.
 
 An execution whose `apply` raised is dead. So is one whose returned events were not recorded: load the history anew.
 
@@ -40,25 +56,31 @@ gives a function to decode each outcome.
 from __future__ import annotations
 
 import asyncio
-import random
-import uuid
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any
 from zlib import crc32
 
+from ray_durable.engine.commands import ExecutionCommands
 from ray_durable.engine.events import (
     Caused,
-    CustomStatusSet,
+    ContinueAsNew,
     Event,
     EventRaised,
     ExecutionCompleted,
+    ExecutionRestarted,
+    ExecutionResumed,
+    ExecutionRewound,
     ExecutionStarted,
+    ExecutionSuspended,
     ExecutionTerminated,
     Input,
     MapCompleted,
+    OutboxDelivered,
     OwnerClaimed,
     RuntimeStatus,
+    SubOrchestrationInstanceCompleted,
+    SubOrchestrationInstanceFailed,
     TaskCompleted,
     TaskFailed,
     TimerFired,
@@ -67,6 +89,7 @@ from ray_durable.engine.interrupts import ExecutionClosed
 from ray_durable.engine.journal import Journal
 from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.matching import describe_event
+from ray_durable.engine.randomness import next_run
 from ray_durable.engine.source import (
     Source,
     calling_source,
@@ -75,25 +98,20 @@ from ray_durable.engine.source import (
     raising_source,
     waiting_source,
 )
-from ray_durable.engine.state import ExecutionState
 from ray_durable.errors import CorruptLogError, OrchestrationTerminatedError
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
-from ray_durable.retry import RetryPolicy
 
 __all__ = ["Execution", "Main"]
 
 Main = Callable[["Execution", ExecutionStarted], Coroutine[Any, Any, Payload]]
 
-_UUIDS = uuid.UUID("6f3c1f0e-8f0b-5d6e-9a55-1d7f4c2b9e10")
 
-
-class Execution(ExecutionState):
+class Execution(ExecutionCommands):
     """One execution of an orchestrator. See the module.
 
     `main(execution, started)` makes the orchestrator's coroutine, which asks through this object and returns its
-    result, encoded. The methods that ask work only while `apply` runs, from the orchestrator's own code. `main` may set
-    `function` to the user's function that it wraps, for errors to name its line.
+    result, encoded. `main` may set `function` to the user's function that it wraps, for errors to name its line.
     """
 
     def __init__(self, main: Main) -> None:
@@ -107,9 +125,8 @@ class Execution(ExecutionState):
         self._main_source: Source | None = None
         self._dead: BaseException | None = None
         self._applying = False
-        self._uuid_count = 0
+        self._postponed: Input | None = None
         self.function: Callable[..., object] | None = None
-        self.random = random.Random(0)
 
     def apply(self, events: Iterable[Event]) -> list[Event]:
         """Deliver `events`, in order, and return what the log lacks: fresh inputs, each followed by what it caused.
@@ -154,21 +171,24 @@ class Execution(ExecutionState):
 
     def _apply(self, events: Iterable[Event]) -> list[Event]:
         events = list(events)
-        for event in events:
+        if events:
+            self._markers.read_ahead(events, events[0].number)
+        for event, following in zip(events, [*events[1:], None], strict=True):
             if self.started is None and not isinstance(event, ExecutionStarted):
                 raise CorruptLogError(
                     f"The first event is {describe_event(event)}: a history begins with ExecutionStarted.",
                     key=f"event {event.number}",
                 )
             if isinstance(event, Input):
-                self._take_input(event, is_last=event is events[-1])
+                self._take_input(event, following)
             elif isinstance(event, Caused) and event.number:
                 self._journal.match(event)
             else:
                 raise TypeError(f"{describe_event(event)} is no input: only a history has such events, numbered.")
+        self._markers.read_ahead((), 0)
         return self._journal.take_new()
 
-    def _take_input(self, event: Input, *, is_last: bool) -> None:
+    def _take_input(self, event: Input, following: Event | None) -> None:
         is_recorded = event.number != 0
         if is_recorded:
             self._journal.replay(event)
@@ -182,16 +202,29 @@ class Execution(ExecutionState):
             event = self._journal.accept(event)
         else:
             return
-        # A start is recorded before anybody runs it: with nothing behind it, the code runs for the first time.
-        self.is_replaying = is_recorded and not (is_last and isinstance(event, ExecutionStarted))
+        # A beginning is recorded before anybody runs it: with nothing behind it, the code runs for the first time.
+        runs_first = isinstance(event, _BEGINNINGS) and (following is None or following.number == 0)
+        self.is_replaying = is_recorded and not runs_first
         self._loop.now_us = self._journal.time_us
+        if self._untaken:
+            self._untaken.popleft()
+        if self.status is RuntimeStatus.SUSPENDED and type(event) not in _NEVER_HELD:
+            self._hold(event)
+        elif type(following) is ExecutionRewound:
+            self._postponed = event
+            if isinstance(event, ExecutionStarted):
+                self._prepare(event)
+        else:
+            self._deliver(event)
+
+    def _deliver(self, event: Input) -> None:
         _HANDLERS[type(event)][1](self, event)
         self._loop.run_until_quiet()
         if self._main_task is not None and self._main_task.done() and not self.ended:
             self._end_with(self._main_task)
 
     def _is_news(self, event: Input) -> bool:
-        if self.ended and type(event) is not OwnerClaimed:
+        if self.ended and type(event) not in _TAKEN_AFTER_END:
             return False
         return _HANDLERS[type(event)][0](self, event)
 
@@ -199,13 +232,13 @@ class Execution(ExecutionState):
         due_us = self._timers.due_us.get(event.timer)
         return due_us is not None and due_us <= max(self.now_us, event.time_us)
 
+    def _is_unknown(self, event: EventRaised) -> bool:
+        # What is recorded was new when it came: the start of a copied history knows the ids of the copied events, too.
+        return event.number != 0 or not self._events.is_duplicate(event)
+
     def _start(self, event: ExecutionStarted) -> None:
-        self.started = event
-        self._journal.instance_id = event.instance_id
-        self.status = RuntimeStatus.RUNNING
-        self.random.seed(event.run)
-        self._retry_random.seed(f"{event.run}/retry")
-        self._loop.begin_order(crc32(event.run.encode()))
+        if self.started is None:
+            self._prepare(event)
         self._main_task = self._loop.create_task(self._run_main(event), name="orchestrator")
         self._loop.run_until_quiet()
         if not self._main_task.done():
@@ -213,6 +246,54 @@ class Execution(ExecutionState):
             self._main_source = entry_source(self._main_task.get_coro())
         else:
             self._main_source = function_source(self.function or self._main)
+
+    def _prepare(self, started: ExecutionStarted) -> None:
+        """Everything about a start but running the code."""
+        self.started = started
+        self._journal.instance_id = started.instance_id
+        self.status = RuntimeStatus.RUNNING
+        # The ids of what is handed on are among the recent ones.
+        carried = {one.event_id for one in started.carried if isinstance(one, EventRaised)}
+        self._events.note_ids(event_id for event_id in started.recent if event_id not in carried)
+        run = started.origin or started.run
+        self._randomness.begin(run)
+        self._loop.begin_order(crc32(run.encode()))
+        if started.origin is None:
+            self._untaken.extend(started.carried)
+
+    def _raise(self, event: EventRaised) -> None:
+        self._events.note_ids((event.event_id,))
+        self._events.raised(event)
+
+    def _suspend(self, event: ExecutionSuspended) -> None:
+        self.status = RuntimeStatus.SUSPENDED
+
+    def _hold(self, event: Input) -> None:
+        if isinstance(event, EventRaised):
+            self._events.note_ids((event.event_id,))
+        self._suspension.hold(event)
+
+    def _resume(self, event: ExecutionResumed) -> None:
+        self.status = RuntimeStatus.RUNNING
+        self._suspension.restore()
+        while not self.ended and (held := self._suspension.take()) is not None:
+            if isinstance(held, EventRaised) or self._is_news(held):
+                self._deliver(held)
+        self._suspension.end()
+
+    def _rewind(self, event: ExecutionRewound) -> None:
+        assert self.started is not None
+        # Behind an earlier rewind that was copied too, the numbers are those of the run that it began.
+        run = self.started.author_of(event.number)[1]
+        self._randomness.begin(run)
+        if run == self.started.run:
+            self._untaken.extend(self.started.carried)
+        self._tasks.rewound()
+        self._maps.rewound()
+        self._children.rewound()
+        postponed, self._postponed = self._postponed, None
+        if postponed is not None:
+            self._deliver(postponed)
 
     async def _run_main(self, started: ExecutionStarted) -> Payload:
         try:
@@ -232,11 +313,29 @@ class Execution(ExecutionState):
         else:
             if not isinstance(result, Payload):
                 raise TypeError(f"The coroutine of an execution returns a Payload, not {type(result).__name__}.")
-            self._end(RuntimeStatus.COMPLETED, self._main_source, result=result)
+            if self._next_input is not None:
+                self._continue(self._next_input)
+            else:
+                self._end(RuntimeStatus.COMPLETED, self._main_source, result=result)
             return
         self._end(RuntimeStatus.FAILED, raising_source(error) or self._main_source, failure=failure)
 
+    def _continue(self, next_input: Payload) -> None:
+        assert self.started is not None
+        self.status, self.successor = RuntimeStatus.CONTINUED_AS_NEW, next_run(self.started.run)
+        event = ContinueAsNew(
+            number=self._journal.next_number(),
+            time_us=self.now_us,
+            input=next_input,
+            run=self.successor,
+            carried=tuple(unread.number for unread in self.unread_events if unread.number),
+        )
+        self._journal.record(event, self._main_source)
+        self._close()
+
     def _terminate(self, event: ExecutionTerminated) -> None:
+        if event.recursive:
+            self._children.cancel_all()
         failure = Failure(kind="cancelled", type_name=OrchestrationTerminatedError.__name__, message=event.reason)
         self._end(RuntimeStatus.TERMINATED, None, failure=failure)
 
@@ -254,6 +353,9 @@ class Execution(ExecutionState):
         self._journal.record(event, source)
         self._close()
 
+    def _follow(self, event: ExecutionRestarted) -> None:
+        self.successor = event.run
+
     def _close(self) -> None:
         self._loop.shut_down()
         self._timers.clear()
@@ -268,10 +370,6 @@ class Execution(ExecutionState):
         if self.ended:
             return "nothing: the code has ended", self._main_source
         return "nothing: the code waits", waiting_source(self._main_task.get_coro())
-
-    def _require_open(self) -> None:
-        if not self._loop.may_ask():
-            raise ExecutionClosed("The execution has ended: nothing more can be asked for.")
 
     def _create_loop_timer(self, due_us: int, callback: Callable[[], object]) -> int:
         self._require_open()
@@ -289,10 +387,15 @@ def _beyond_engine(error: BaseException) -> BaseException:
     return error.with_traceback(traceback)
 
 
+def _does_nothing(execution: Execution, event: Input) -> None:
+    """The event is no matter of the code's."""
+
+
 # For each kind of input: whether it says anything new, and what it does.
 _HANDLERS: dict[type[Input], tuple[Callable[[Execution, Any], bool], Callable[[Execution, Any], None]]] = {
     ExecutionStarted: (lambda self, event: self.started is None, Execution._start),
-    OwnerClaimed: (lambda self, event: True, lambda self, event: None),
+    OwnerClaimed: (lambda self, event: True, _does_nothing),
+    OutboxDelivered: (lambda self, event: True, _does_nothing),
     TaskCompleted: (
         lambda self, event: event.task in self._tasks.outstanding,
         lambda self, event: self._tasks.complete(event),
@@ -305,10 +408,22 @@ _HANDLERS: dict[type[Input], tuple[Callable[[Execution, Any], bool], Callable[[E
         lambda self, event: self._maps.awaits(event),
         lambda self, event: self._maps.complete(event),
     ),
-    TimerFired: (Execution._is_due, lambda self, event: self._timers.fire(event.timer)),
-    EventRaised: (
-        lambda self, event: not self._events.is_duplicate(event),
-        lambda self, event: self._events.raised(event),
+    SubOrchestrationInstanceCompleted: (
+        lambda self, event: event.task in self._children.outstanding,
+        lambda self, event: self._children.complete(event),
     ),
+    SubOrchestrationInstanceFailed: (
+        lambda self, event: event.task in self._children.outstanding,
+        lambda self, event: self._children.fail(event),
+    ),
+    TimerFired: (Execution._is_due, lambda self, event: self._timers.fire(event.timer)),
+    EventRaised: (Execution._is_unknown, Execution._raise),
+    ExecutionSuspended: (lambda self, event: self.status is RuntimeStatus.RUNNING, Execution._suspend),
+    ExecutionResumed: (lambda self, event: self.status is RuntimeStatus.SUSPENDED, Execution._resume),
     ExecutionTerminated: (lambda self, event: True, Execution._terminate),
+    ExecutionRewound: (lambda self, event: True, Execution._rewind),
+    ExecutionRestarted: (lambda self, event: self.ended and self.successor is None, Execution._follow),
 }
+_BEGINNINGS = (ExecutionStarted, ExecutionRewound)
+_NEVER_HELD = frozenset({ExecutionResumed, ExecutionTerminated, ExecutionRewound, OwnerClaimed, OutboxDelivered})
+_TAKEN_AFTER_END = frozenset({OwnerClaimed, ExecutionRestarted})

@@ -6,6 +6,7 @@ should outlive the next `apply`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ray_durable.engine.children import Children
 from ray_durable.engine.events import (
     EventRaised,
     ExecutionStarted,
+    Input,
     RuntimeStatus,
     SubOrchestrationInstanceCreated,
     TaskScheduled,
@@ -63,6 +65,7 @@ class ExecutionState:
         self._events = ExternalEvents(loop)
         self._suspension = Suspension(self._tasks, self._maps, self._children, self._timers)
         self._markers = Markers(journal)
+        self._untaken: deque[Input] = deque()
         self._next_input: Payload | None = None
 
         self.started: ExecutionStarted | None = None
@@ -133,8 +136,12 @@ class ExecutionState:
 
     @property
     def unread_events(self) -> list[EventRaised]:
-        """The external events that nobody has taken, in the order of their arrival."""
-        return self._events.unread() + self._suspension.raised()
+        """The external events that nobody has taken, in the order of their arrival.
+
+        Those that were handed on at the start and are not recorded yet come last, with the number 0.
+        """
+        handed_on = [event for event in self._untaken if isinstance(event, EventRaised)]
+        return self._events.unread() + self._suspension.raised() + handed_on
 
     @property
     def recent_event_ids(self) -> list[str]:
@@ -161,7 +168,7 @@ class ExecutionState:
         )
 
     def source_of(self, number: int) -> str:
-        """ "file:line" of the code that asked for an outstanding task, map, sub-orchestration or timer ("" if unknown)."""
+        """ "file:line" of the code that asked for what is outstanding: task, map, instance or timer ("" if unknown)."""
         keepers = (self._tasks, self._maps, self._children, self._timers, self._journal)
         found = (keeper.source_of(number) for keeper in keepers)
         return describe_source(next((source for source in found if source is not None), None))
