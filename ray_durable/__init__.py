@@ -7,6 +7,7 @@ from ray_durable.activity_context import ActivityInfo, current_activity
 from ray_durable.authoring import Activity, Orchestrator, activity, orchestrator
 from ray_durable.client import Hub, HubReader, browse, connect
 from ray_durable.context import OrchestrationContext
+from ray_durable.determinism import DeterminismWarning
 from ray_durable.engine import RuntimeStatus
 from ray_durable.errors import (
     ActivityError,
@@ -49,6 +50,7 @@ __all__ = [
     "ClusterConnectionError",
     "ConfigurationError",
     "CorruptLogError",
+    "DeterminismWarning",
     "DurableError",
     "Failure",
     "FencedError",

@@ -25,6 +25,7 @@ from typing import (
     overload,
 )
 
+from ray_durable.determinism import warn_about
 from ray_durable.errors import ConfigurationError, InvalidOrchestratorError
 from ray_durable.function import DurableFunction
 from ray_durable.registry import register
@@ -198,33 +199,40 @@ def orchestrator(function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]
 @overload
 def orchestrator(function: Callable[Concatenate[Any, P], Generator[Any, Any, R]], /) -> GeneratorOrchestrator[P, R]: ...
 @overload
-def orchestrator(*, name: str | None = None, version: str | None = None) -> _OrchestratorDecorator: ...
+def orchestrator(
+    *, name: str | None = None, version: str | None = None, check: bool = True
+) -> _OrchestratorDecorator: ...
 def orchestrator(
     function: Callable[..., Any] | None = None,
     /,
     *,
     name: str | None = None,
     version: str | None = None,
+    check: bool = True,
     **unknown: Any,
 ) -> Any:
     """Make an orchestrator of an `async def` or generator function whose first parameter is the context.
 
     `version` (1 to 100 printable characters) is recorded by each start; code that must treat older instances in the
-    older way asks `ctx.version`.
+    older way asks `ctx.version`. Uses of what a replay does not repeat (clock, chance, files, ...) are warned of, as
+    DeterminismWarning, unless `check` is false.
 
     Raises:
         ConfigurationError: an unknown option, a value that cannot work, or a name that another module has taken.
         InvalidOrchestratorError: the function is of another kind; the message says what to write instead.
     """
     if unknown:
-        _refuse_option(next(iter(unknown)), valid=["name", "version"], decorator="orchestrator")
+        _refuse_option(next(iter(unknown)), valid=["name", "version", "check"], decorator="orchestrator")
     _check_text("name", name, length_max=256)
     _check_text("version", version, length_max=100)
 
     def decorate(function: Callable[..., Any]) -> Orchestrator[Any, Any]:
         _check_orchestrator(function)
         made = GeneratorOrchestrator if inspect.isgeneratorfunction(function) else Orchestrator
-        return register(made(function, name=name, version=version))
+        registered: Orchestrator[Any, Any] = register(made(function, name=name, version=version))
+        if check:
+            warn_about(function, name=registered.name, is_activity=lambda value: isinstance(value, Activity))
+        return registered
 
     return decorate if function is None else decorate(function)
 

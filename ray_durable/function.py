@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray_durable.codec import CallSignature
+from ray_durable.determinism import muted
 
 __all__ = ["DurableFunction", "find_function"]
 
@@ -89,7 +90,9 @@ def find_function(module: Any, qualname: str, name: str) -> DurableFunction | No
 
 
 def _import_function(module: str, qualname: str, name: str) -> DurableFunction:
-    found = find_function(importlib.import_module(module), qualname, name)
+    with muted():
+        imported = importlib.import_module(module)
+    found = find_function(imported, qualname, name)
     if found is None:
         raise AttributeError(f"module {module!r} has no activity or orchestrator {qualname!r}")
     return found

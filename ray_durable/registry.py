@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn, TypeVar
 
+from ray_durable.determinism import muted
 from ray_durable.errors import ConfigurationError, FunctionNotFoundError
 from ray_durable.function import DurableFunction, find_function
 from ray_durable.reference import FunctionReference
@@ -127,7 +128,9 @@ def resolve(
         return _from_bundle(reference, load_bundle(reference.code))
     if reference.module is None or reference.qualname is None:
         return lookup(reference.name)
-    module = _import(reference, reference.module)
+    # Who wrote the function has been warned where it was written and started.
+    with muted():
+        module = _import(reference, reference.module)
     found = find_function(module, reference.qualname, reference.name)
     if found is None:
         origin = getattr(module, "__file__", None) or "no file"

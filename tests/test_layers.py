@@ -38,7 +38,8 @@ BASE = frozenset({"errors", "failure", "payload", "reference", "retry"})
 ENDS = frozenset({"client", "handle"})
 
 AUTHORING = frozenset(
-    {"function", "authoring", "registry", "capture", "target", "context", "replay_logger", "activity_context"}
+    {"function", "authoring", "determinism", "registry", "capture", "target", "context", "replay_logger"}
+    | {"activity_context"}
 )
 
 # From the bottom to the top. `__init__` is the package itself: it collects the public names and nobody imports it.
