@@ -318,7 +318,13 @@ def _check_orchestrator(function: Any) -> None:
         )
     parameters = list(inspect.signature(function).parameters.values())
     leading = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     if not parameters or parameters[0].kind not in leading:
         raise InvalidOrchestratorError(
             f"Orchestrator {name!r} has no context parameter: write `async def {function.__name__}(ctx, ...)`"
+        )
+    if any(parameter.name == "instance_id" and parameter.kind in by_keyword for parameter in parameters[1:]):
+        raise InvalidOrchestratorError(
+            f"Orchestrator {name!r} has a parameter 'instance_id', which a start takes as the id of the instance: "
+            "rename it, or make it positional-only (`instance_id, /`)"
         )

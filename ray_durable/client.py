@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import platformdirs
 
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hub", "HubReader", "browse", "connect"]
 
+P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -325,18 +326,16 @@ class Hub(HubReader):
         self._connection: Connection | None = None
 
     @overload
+    def start(self, orchestrator: Orchestrator[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    # A checked signature and a keyword beside it cannot both be said: with an id, only the result is typed.
+    @overload
     def start(
-        self, orchestrator: Orchestrator[..., R], /, *args: Any, instance_id: str | None = None, **kwargs: Any
+        self, orchestrator: Orchestrator[..., R], /, *args: Any, instance_id: str | None, **kwargs: Any
     ) -> Handle[R]: ...
     @overload
     def start(self, orchestrator: str, /, *args: Any, instance_id: str | None = None, **kwargs: Any) -> Handle[Any]: ...
-    def start(
-        self,
-        orchestrator: Orchestrator[..., Any] | str,
-        /,
-        *args: Any,
-        instance_id: str | None = None,
-        **kwargs: Any,
+    def start(  # type: ignore[misc]  # No orchestrator has a parameter `instance_id`; the decorator refuses it.
+        self, orchestrator: Any, /, *args: Any, instance_id: str | None = None, **kwargs: Any
     ) -> Handle[Any]:
         """Start an instance; returns when the start is durable. Arguments are those of the orchestrator.
 

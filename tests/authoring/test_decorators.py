@@ -139,6 +139,12 @@ async def _no_context() -> None: ...
 async def _keyword_context(*, ctx: Any) -> None: ...
 
 
+async def _own_id(ctx: Any, *, instance_id: str) -> None: ...
+
+
+async def _own_id_by_position(ctx: Any, instance_id: str, /) -> None: ...
+
+
 def _plain(ctx: Any) -> None: ...
 
 
@@ -152,6 +158,7 @@ class _Callable:
         (_plain, "write `async def _plain"),
         (_no_context, "no context parameter: write `async def _no_context"),
         (_keyword_context, "no context parameter"),
+        (_own_id, "make it positional-only (`instance_id, /`)"),
         (_async_generator, "write `await`, not `yield`"),
         (_Callable, "takes a function"),
         (_Callable(), "takes a function"),
@@ -167,6 +174,11 @@ def test_what_cannot_be_an_orchestrator_says_what_to_write(function: Any, words:
     with pytest.raises(InvalidOrchestratorError) as caught:
         orchestrator(function)
     assert words in str(caught.value)
+
+
+def test_a_parameter_that_no_keyword_can_reach_may_have_any_name() -> None:
+    """`instance_id` by position cannot be taken for the id of the instance."""
+    assert list(orchestrator(name="tests.own_id")(_own_id_by_position).signature.parameters) == ["instance_id"]
 
 
 @pytest.mark.parametrize("function", [_generator_activity, _async_generator, _Callable, score, 3, print], ids=str)

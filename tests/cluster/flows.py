@@ -229,7 +229,7 @@ async def calls_unknown(ctx: durable.OrchestrationContext) -> None:
 
 @durable.orchestrator
 async def passes_a_lock(ctx: durable.OrchestrationContext) -> None:
-    await ctx.call_activity(takes_anything, threading.Lock())
+    await ctx.call_activity(takes_anything, threading.Lock())  # durable: ok
 
 
 @durable.orchestrator
@@ -239,7 +239,7 @@ async def gets_a_lock(ctx: durable.OrchestrationContext) -> None:
 
 @durable.orchestrator
 async def ends_with_a_lock(ctx: durable.OrchestrationContext) -> Any:
-    return threading.Lock()
+    return threading.Lock()  # durable: ok
 
 
 @durable.orchestrator
@@ -252,9 +252,9 @@ async def passes_too_much(ctx: durable.OrchestrationContext) -> int:
 async def speaks(ctx: durable.OrchestrationContext, word: str, count: int) -> None:
     """A printed and a logged line before each of `count` steps, and after the last."""
     for step in range(count):
-        print(f"{word} printed {step}.", flush=True)
+        print(f"{word} printed {step}.", flush=True)  # durable: ok
         ctx.logger.warning("%s logged %s.", word, step)
         await ctx.call_activity(step_on, step)
         await ctx.wait_for_external_event("Next")
-    print(f"{word} printed {count}.", flush=True)
+    print(f"{word} printed {count}.", flush=True)  # durable: ok
     ctx.logger.warning("%s logged %s.", word, count)
