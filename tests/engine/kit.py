@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from ray_durable.engine import Event, Execution, ExecutionStarted, TaskCompleted, TaskFailed, TimerFired
+from ray_durable.engine import (
+    Event,
+    EventRaised,
+    Execution,
+    ExecutionResumed,
+    ExecutionStarted,
+    ExecutionSuspended,
+    ExecutionTerminated,
+    SubOrchestrationInstanceCompleted,
+    SubOrchestrationInstanceFailed,
+    TaskCompleted,
+    TaskFailed,
+    TimerFired,
+)
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.retry import RetryPolicy
@@ -56,6 +69,25 @@ class Context:
     def status(self, value: object) -> None:
         self.execution.set_custom_status(encode(value))
 
+    def child(
+        self, name: str, value: object = None, instance: str | None = None, retry: RetryPolicy | None = None
+    ) -> asyncio.Future[Any]:
+        return self.execution.schedule_child(
+            name=name, input=encode(value), decode=decode, instance=instance, retry=retry
+        )
+
+    def send(self, instance: str, name: str, value: object = None) -> None:
+        self.execution.send_event(instance, name, encode(value))
+
+    def continue_as_new(self, value: object = None) -> None:
+        self.execution.continue_as_new(encode(value))
+
+    def side_effect(self, make: Callable[[], object]) -> Any:
+        return decode(self.execution.side_effect(lambda: encode(make())))
+
+    def patched(self, id: str) -> bool:
+        return self.execution.patched(id)
+
 
 def main_of(orchestrator: Orchestrator) -> Main:
     """An orchestrator of values as the engine's main."""
@@ -67,7 +99,7 @@ def main_of(orchestrator: Orchestrator) -> Main:
     return main
 
 
-def started(value: object = None, run: str = "run-1") -> ExecutionStarted:
+def started(value: object = None, run: str = "run-1", **fields: Any) -> ExecutionStarted:
     return ExecutionStarted(
         time_us=T0_US,
         instance_id="instance",
@@ -76,6 +108,7 @@ def started(value: object = None, run: str = "run-1") -> ExecutionStarted:
         name="test",
         input=encode(value),
         request_id="request",
+        **fields,
     )
 
 
@@ -86,6 +119,31 @@ def completed(task: int, value: object = None, seconds: float = 0) -> TaskComple
 def failed(task: int, message: str = "boom", seconds: float = 0, **fields: Any) -> TaskFailed:
     failure = Failure(type_name="ValueError", message=message, **fields)
     return TaskFailed(task=task, failure=failure, time_us=at(seconds))
+
+
+def raised(name: str, value: object = None, event_id: str = "", seconds: float = 1) -> EventRaised:
+    return EventRaised(name=name, value=encode(value), event_id=event_id, time_us=at(seconds))
+
+
+def child_completed(task: int, value: object = None, seconds: float = 0) -> SubOrchestrationInstanceCompleted:
+    return SubOrchestrationInstanceCompleted(task=task, result=encode(value), time_us=at(seconds))
+
+
+def child_failed(task: int, message: str = "boom", seconds: float = 0, **fields: Any) -> SubOrchestrationInstanceFailed:
+    failure = Failure(type_name="ValueError", message=message, **fields)
+    return SubOrchestrationInstanceFailed(task=task, failure=failure, time_us=at(seconds))
+
+
+def suspended(seconds: float = 0) -> ExecutionSuspended:
+    return ExecutionSuspended(reason="look", request_id="s", time_us=at(seconds))
+
+
+def resumed(seconds: float = 0) -> ExecutionResumed:
+    return ExecutionResumed(reason="go", request_id="r", time_us=at(seconds))
+
+
+def terminated(seconds: float = 0, **fields: Any) -> ExecutionTerminated:
+    return ExecutionTerminated(reason="enough", request_id="t", time_us=at(seconds), **fields)
 
 
 def fired(timer: int, seconds: float) -> TimerFired:
@@ -105,3 +163,25 @@ def begin(orchestrator: Orchestrator, value: object = None) -> tuple[Execution, 
 def bare(events: Iterable[Event]) -> list[Event]:
     """The events without time, to be compared with literals that give only what matters."""
     return [replace(event, time_us=0) for event in events]
+
+
+def replay_from_every_prefix(main: Main, inputs: Sequence[Event]) -> list[Event]:
+    """Run the inputs live; replay each beginning of the history and live on from it. Returns the history.
+
+    A log is cut only behind a batch of new events: what a batch holds was appended together.
+    """
+    execution = Execution(main)
+    batches = [execution.apply([event]) for event in inputs]
+    history = [event for batch in batches for event in batch]
+    for count in range(1, len(batches) + 1):
+        before = [event for batch in batches[:count] for event in batch]
+        again = Execution(main)
+        assert again.apply(before) == [], f"nothing is new after {count} batches"
+        lived = [event for later in inputs[count:] for event in again.apply([later])]
+        assert before + lived == history
+        assert (again.status, again.result, again.position) == (execution.status, execution.result, execution.position)
+        assert again.unread_events == execution.unread_events
+        assert again.counts == execution.counts
+        again.close()
+    execution.close()
+    return history
