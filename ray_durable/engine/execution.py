@@ -171,8 +171,9 @@ class Execution(ExecutionCommands):
 
     def _apply(self, events: Iterable[Event]) -> list[Event]:
         events = list(events)
-        if events:
-            self._markers.read_ahead(events, events[0].number)
+        if not events:
+            return self._journal.take_new()
+        self._markers.read_ahead(events, events[0].number)
         for event, following in zip(events, [*events[1:], None], strict=True):
             if self.started is None and not isinstance(event, ExecutionStarted):
                 raise CorruptLogError(
