@@ -1,18 +1,47 @@
 """Futures and tasks of the deterministic event loop.
 
 Stock futures hash by address, so that a set of them iterates in an order that differs from process to process. Ours
-hash by the order of their creation. A future that stands for a command also takes the command back when it is
-cancelled.
+hash by the order of their creation, and change only in the orchestrator's own turn. A future that stands for a command
+also takes the command back when it is cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from asyncio.events import _get_running_loop
 from collections.abc import Coroutine
 from contextvars import Context
 from typing import Any, Protocol
 
-__all__ = ["CommandFuture", "OrderedFuture", "OrderedTask", "Revocable", "fail", "resolve"]
+from ray_durable.engine.ordering import GET_LOOP, order_all_tasks
+from ray_durable.errors import NotDeterministicError
+
+__all__ = [
+    "OWN_CONSTRUCTORS",
+    "CommandFuture",
+    "OrderedFuture",
+    "OrderedTask",
+    "Revocable",
+    "fail",
+    "require_turn",
+    "resolve",
+]
+
+_OUTSIDE = (
+    "The context, futures and tasks of an orchestrator work only in its own coroutines, while it runs. Other threads "
+    "and loops reach an orchestrator by raising an external event; other work belongs into activities."
+)
+
+
+def require_turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Make sure that it is the code of `loop` that is running.
+
+    Raises:
+        NotDeterministicError: It is another thread, another loop, or no turn at all.
+    """
+    if _get_running_loop() is not loop:
+        raise NotDeterministicError(_OUTSIDE)
 
 
 class Revocable(Protocol):
@@ -33,6 +62,18 @@ class OrderedFuture(asyncio.Future[Any]):
 
     def __hash__(self) -> int:
         return self._ordinal
+
+    def set_result(self, result: Any, /) -> None:
+        require_turn(self._loop)
+        super().set_result(result)
+
+    def set_exception(self, exception: type | BaseException, /) -> None:
+        require_turn(self._loop)
+        super().set_exception(exception)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        require_turn(self._loop)
+        return super().cancel(msg)
 
 
 class CommandFuture(OrderedFuture):
@@ -77,6 +118,23 @@ class OrderedTask(asyncio.Task[Any]):
 
     def __hash__(self) -> int:
         return self._ordinal
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        require_turn(self._loop)
+        return super().cancel(msg)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop. `asyncio.all_tasks` asks this of each task, which is the chance to put them in order."""
+        frame = sys._getframe(1)
+        if frame.f_code is GET_LOOP and order_all_tasks(frame.f_back, self):
+            # Met again in its place.
+            return None  # type: ignore[return-value]  # which is not the loop that is asked for
+        loop: asyncio.AbstractEventLoop = super().get_loop()
+        return loop
+
+
+# What constructs futures that hash by order.
+OWN_CONSTRUCTORS = frozenset((OrderedFuture.__init__.__code__, OrderedTask.__init__.__code__))
 
 
 def resolve(future: CommandFuture, value: object) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import asyncio.tasks
+import math
 import sys
 from asyncio.events import _get_running_loop, _set_running_loop
 from collections import deque
@@ -20,9 +21,10 @@ from contextvars import Context, copy_context
 from itertools import count
 from typing import Any, NoReturn, ParamSpec, TypeVar, TypeVarTuple
 
-from ray_durable.engine.futures import CommandFuture, OrderedFuture, OrderedTask
+from ray_durable.engine.collecting import is_collecting
+from ray_durable.engine.futures import OWN_CONSTRUCTORS, CommandFuture, OrderedFuture, OrderedTask, require_turn
 from ray_durable.engine.interrupts import ExecutionClosed
-from ray_durable.engine.ordering import adopt_gathering, as_completed_caller, order_task_group, ordered_awaitables
+from ray_durable.engine.ordering import adopt_future, as_completed_caller, order_task_group, ordered_awaitables
 from ray_durable.errors import NotDeterministicError
 
 __all__ = ["EventLoop"]
@@ -33,10 +35,9 @@ _Ts = TypeVarTuple("_Ts")
 
 _CLOSE_ATTEMPTS_MAX = 100
 _TASKS_KEPT_MIN = 64
-_OUTSIDE = (
-    "The context, futures and tasks of an orchestrator work only in its own coroutines, while it runs. Other threads "
-    "and loops reach an orchestrator by raising an external event; other work belongs into activities."
-)
+_WRAP_FUTURE = asyncio.wrap_future.__code__
+# The year 10000, which no timer outlives: what is due then or later is never due.
+_NEVER_US = 253_402_300_800_000_000
 
 
 class _Handle(asyncio.Handle):
@@ -82,6 +83,7 @@ class EventLoop(asyncio.AbstractEventLoop):
         self._tasks: list[OrderedTask] = []
         self._tasks_kept_max = _TASKS_KEPT_MIN
         self._as_completed: dict[int, OrderedTask] = {}
+        self._strays: list[AsyncGenerator[Any, Any]] = []
         self._halted = False
         self._closed = False
 
@@ -132,6 +134,9 @@ class EventLoop(asyncio.AbstractEventLoop):
                 _close(task.get_coro())
             elif task._log_traceback:
                 self._note_unhandled(task)
+        for generator in self._strays:
+            self._close_asyncgen(generator)
+        self._strays.clear()
         self._tasks.clear()
         self._as_completed.clear()
         self._ready.clear()
@@ -147,7 +152,8 @@ class EventLoop(asyncio.AbstractEventLoop):
             return not self.closing
         if self.closing:
             return False
-        raise NotDeterministicError(_OUTSIDE)
+        require_turn(self)
+        return True
 
     def time(self) -> float:
         """The time of the input that is being processed, in seconds since the Unix epoch."""
@@ -160,27 +166,36 @@ class EventLoop(asyncio.AbstractEventLoop):
         if _get_running_loop() is self:
             self._ready.append(handle)
         elif not self._closed:
-            raise NotDeterministicError(_OUTSIDE)
+            require_turn(self)
         return handle
 
     def call_later(
         self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return self._call_at(self.now_us + round(delay * 1_000_000), callback, args, context)
+        """Call `callback` after `delay` seconds: in this turn, without a timer, if that is none.
+
+        A delay that ends after the year 9999 never does, and asks for no timer.
+
+        Raises:
+            ValueError: The delay is not a number.
+        """
+        return self._call_at(self.now_us + _microseconds(delay), callback, args, context)
 
     def call_at(
         self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return self._call_at(round(when * 1_000_000), callback, args, context)
+        """Call `callback` at `when`, in seconds of `time`. See `call_later`."""
+        return self._call_at(_microseconds(when), callback, args, context)
 
     def _call_at(
         self, due_us: int, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
     ) -> asyncio.TimerHandle:
+        require_turn(self)
         handle = _TimerHandle(due_us / 1_000_000, callback, args, self, context)
         handle.timer = None
         if due_us <= self.now_us:
             self._ready.append(handle)
-        else:
+        elif due_us < _NEVER_US:
             handle.timer = self._create_timer(due_us, lambda: self._ready.append(handle))
         return handle
 
@@ -190,6 +205,13 @@ class EventLoop(asyncio.AbstractEventLoop):
             self._cancel_timer(handle.timer)
 
     def create_future(self) -> OrderedFuture:
+        require_turn(self)
+        if sys._getframe(1).f_code is _WRAP_FUTURE:
+            # It would be done from another thread, and its waiter never told.
+            raise NotDeterministicError(
+                "The results of threads, executors and Ray tasks (ObjectRef) come when a replay cannot know, so an "
+                "orchestrator cannot await them: call an activity."
+            )
         return OrderedFuture(next(self._ordinals), self)
 
     def create_command_future(self) -> CommandFuture:
@@ -219,8 +241,7 @@ class EventLoop(asyncio.AbstractEventLoop):
     def _start_task(
         self, coroutine: Coroutine[Any, Any, Any], name: object, context: Context | None, options: dict[str, Any]
     ) -> OrderedTask:
-        if _get_running_loop() is not self:
-            raise NotDeterministicError(_OUTSIDE)
+        require_turn(self)
         self._task_number += 1
         # asyncio's own default counts the tasks of the whole process.
         text = f"Task-{self._task_number}" if name is None else str(name)
@@ -233,8 +254,10 @@ class EventLoop(asyncio.AbstractEventLoop):
         return task
 
     def get_debug(self) -> bool:
-        """False. Asked in every future's constructor, which is the one chance to see the futures of `gather`."""
-        adopt_gathering(sys._getframe(1), self._ordinals.__next__)
+        """False. Asked in every future's constructor, which is the one chance to see futures that are not ours."""
+        frame = sys._getframe(1)
+        if frame.f_code not in OWN_CONSTRUCTORS:
+            adopt_future(frame, self._ordinals.__next__)
         return False
 
     def is_running(self) -> bool:
@@ -267,6 +290,10 @@ class EventLoop(asyncio.AbstractEventLoop):
     def _close_asyncgen(self, generator: AsyncGenerator[Any, Any]) -> None:
         # Called when an unfinished async generator is freed, possibly by the garbage collector on any thread.
         inside, before = _get_running_loop() is self, self.closing
+        if not before and (not inside or is_collecting()):
+            # At a moment that no replay repeats. Its cleanup, which may free a lock, waits for the end.
+            self._strays.append(generator)
+            return
         if inside:
             self.closing = True
         try:
@@ -278,6 +305,12 @@ class EventLoop(asyncio.AbstractEventLoop):
         finally:
             if inside:
                 self.closing = before
+
+
+def _microseconds(seconds: float) -> int:
+    if math.isnan(seconds):
+        raise ValueError("A delay or time of NaN seconds is none: give a number.")
+    return round(min(max(seconds * 1_000_000, -_NEVER_US), _NEVER_US))
 
 
 def _close(coroutine: Any) -> None:
