@@ -21,16 +21,29 @@ from ray_durable.capture import Bundle, load_bundle
 from ray_durable.codec import Codec, Limits, Trust
 from ray_durable.context import Orchestration
 from ray_durable.engine import (
+    ContinueAsNew,
     Event,
     EventRaised,
+    EventSent,
     ExecutionCompleted,
+    ExecutionRestarted,
     ExecutionStarted,
     MapCompleted,
     MapScheduled,
+    MarkerRecorded,
+    SubOrchestrationInstanceCompleted,
+    SubOrchestrationInstanceCreated,
     TaskCompleted,
+    TaskFailed,
     TaskScheduled,
 )
-from ray_durable.errors import CorruptLogError, DurableError, FunctionNotFoundError, InstanceNotFoundError
+from ray_durable.errors import (
+    ConfigurationError,
+    CorruptLogError,
+    DurableError,
+    FunctionNotFoundError,
+    InstanceNotFoundError,
+)
 from ray_durable.function import DurableFunction
 from ray_durable.payload import Payload
 from ray_durable.reference import FunctionReference
@@ -47,6 +60,7 @@ from ray_durable.storage import (
     add_open,
     create_hub,
     find_open,
+    forget_ended,
     get_blob,
     latest_execution,
     open_store,
@@ -70,10 +84,20 @@ _PAYLOAD_FIELDS: Mapping[type[Event], str] = {
     TaskCompleted: "result",
     MapScheduled: "items",
     MapCompleted: "results",
+    TaskFailed: "heartbeat",
     EventRaised: "value",
+    EventSent: "value",
+    MarkerRecorded: "value",
+    SubOrchestrationInstanceCreated: "input",
+    SubOrchestrationInstanceCompleted: "result",
+    ContinueAsNew: "input",
+    ExecutionRestarted: "input",
     ExecutionCompleted: "result",
 }
 """The field of each event type that may be a blob."""
+
+GRACE_S_DEFAULT = 24 * 3_600
+"""How long executions stay in storage after they were continued or purged, unless the hub has a setting."""
 
 _READS_AT_ONCE = 32
 _WRITES_AT_ONCE = 32
@@ -96,6 +120,7 @@ class OpenHub:
         self.limits = Limits()
         self.codec = Codec(trust=_trust(store), limits=self.limits)
         self._bundles: dict[str, Bundle] = {}
+        self._settings: Mapping[str, Any] | None = None
 
     @classmethod
     async def open(cls, address: HubAddress, *, epoch: int = 0) -> OpenHub:
@@ -103,8 +128,8 @@ class OpenHub:
         store = await open_store(address.root, storage_options=address.storage_options())
         return cls(address, store, epoch=epoch)
 
-    async def create(self) -> None:
-        """Make sure that the store can hold a hub, and that the root and the hub exist.
+    async def create(self, settings: Mapping[str, Any] | None = None) -> None:
+        """Make sure that the store can hold a hub, and that the root and the hub exist, with these settings if new.
 
         Raises:
             UnsupportedStoreError: the store has no atomic create-if-absent.
@@ -112,9 +137,22 @@ class OpenHub:
             ConfigurationError: the hub has a format that this version does not read.
         """
         await probe(self.store, self.keys.probe(secrets.token_hex(8)))
-        await create_hub(self.store, self.keys, {})
+        self._settings = await create_hub(self.store, self.keys, settings or {})
+        for name, wanted in (settings or {}).items():
+            if self._settings.get(name) != wanted:
+                present = self._settings.get(name, "its default")
+                raise ConfigurationError(
+                    f"The hub {self.address.hub!r} at {self.store.url} was created with {name} = {present}, and this "
+                    f"asks for {wanted}: settings belong to the hub, so leave it out, or use a new hub"
+                )
         # A local root may be new: what it is trusted with is known only now.
         self.codec = Codec(trust=_trust(self.store), limits=self.limits)
+
+    async def grace_us(self) -> int:
+        """How long executions stay in storage after they were continued or purged, in microseconds."""
+        if self._settings is None:
+            self._settings = await persist(lambda: read_settings(self.store, self.keys)) or {}
+        return round(float(self._settings.get("grace_s", GRACE_S_DEFAULT)) * 1_000_000)
 
     async def exists(self) -> bool:
         """Whether there is such a hub. ConfigurationError if this version does not read its format."""
@@ -125,16 +163,20 @@ class OpenHub:
         await self.store.close()
 
     async def read_log(
-        self, instance_id: str, *, on_trouble: Callable[[DurableError, float], None] | None = None
+        self,
+        instance_id: str,
+        execution: int | None = None,
+        *,
+        on_trouble: Callable[[DurableError, float], None] | None = None,
     ) -> tuple[RunLog, list[Event]]:
-        """The log of the newest execution, and its events; blobs are not loaded.
+        """The log of an execution (default: the newest), and its events; blobs are not loaded.
 
         Raises:
             InstanceNotFoundError: there is no such instance.
             CorruptLogError: an object is damaged or missing.
         """
         pacing = Pacing() if on_trouble is None else Pacing(on_trouble=on_trouble)
-        execution = await self._latest(instance_id, pacing)
+        execution = execution or await self._latest(instance_id, pacing)
         log = await RunLog.read(self.store, self.keys, instance_id, execution, pacing=pacing)
         events = [event for segment in log.segments for event in self.events_of(segment)]
         for position, event in enumerate(events, start=1):
@@ -146,9 +188,9 @@ class OpenHub:
                 )
         return log, events
 
-    async def history(self, instance_id: str) -> list[Event]:
-        """The events of the newest execution; blobs are not loaded."""
-        execution = await self._latest(instance_id, Pacing())
+    async def history(self, instance_id: str, execution: int | None = None) -> list[Event]:
+        """The events of an execution (default: the newest); blobs are not loaded."""
+        execution = execution or await self._latest(instance_id, Pacing())
         log = await RunLog.read(self.store, self.keys, instance_id, execution)
         return [event for segment in log.segments for event in self.events_of(segment)]
 
@@ -195,10 +237,28 @@ class OpenHub:
         """Enter an instance into the open set."""
         await persist(lambda: add_open(self.store, self.keys, entry))
 
-    async def record_end(self, instance_id: str, summary: Mapping[str, Any]) -> None:
-        """Leave the summary of an ended instance and take it out of the open set, in this order."""
+    async def record_end(self, log: RunLog) -> bool:
+        """Leave the summary of an ended instance and take it out of the open set, in this order.
+
+        False if another execution follows by now: then it stays in the open set.
+        """
+        instance_id, summary = log.instance_id, log.tail.header.status
+        if not await log.is_at_end():
+            return False
+        entry = await persist(lambda: find_open(self.store, self.keys, instance_id))
         await persist(lambda: record_ended(self.store, self.keys, summary))
         await persist(lambda: remove_open(self.store, self.keys, instance_id))
+        if await log.is_at_end():
+            return True
+        # Somebody began the next execution in between, and may have entered it before it was removed.
+        await self.forget_end(summary)
+        if entry is not None:
+            await self.enter(entry)
+        return False
+
+    async def forget_end(self, summary: Mapping[str, Any]) -> None:
+        """Remove the summary of an instance that goes on, or is purged."""
+        await persist(lambda: forget_ended(self.store, self.keys, summary))
 
     async def load_orchestration(self, started: ExecutionStarted) -> Orchestration:
         """The orchestrator's function, with the functions captured beside it.
@@ -228,6 +288,9 @@ class OpenHub:
 
     async def load_input(self, run: str, event: E) -> E:
         """The event with its payload's bytes loaded."""
+        if isinstance(event, ExecutionStarted) and event.carried:
+            carried = [await self.load_input(run, one) for one in event.carried]
+            event = dataclasses.replace(event, carried=tuple(carried))
         field = _PAYLOAD_FIELDS.get(type(event))
         payload: Payload | None = getattr(event, field) if field is not None else None
         if field is None or payload is None or payload.data is not None:
@@ -259,12 +322,27 @@ class OpenHub:
         await put_blob(self.store, self.keys, run, payload.bytes)
         return payload.as_blob()
 
-    async def store_payloads(self, run: str, events: Sequence[Event]) -> list[Event]:
+    @classmethod
+    def detached(cls, event: E) -> E:
+        """A loaded event that does not say any more where its payload is stored."""
+        if isinstance(event, ExecutionStarted) and event.carried:
+            event = dataclasses.replace(event, carried=tuple(map(cls.detached, event.carried)))
+        payload = _payload_of(event)
+        if payload is None or payload.blob is None:
+            return event
+        assert payload.data is not None, "a payload is moved with its bytes"
+        return _with_payload(event, _PAYLOAD_FIELDS[type(event)], Payload.of(payload.encoding, payload.data))
+
+    async def store_payloads(self, run: str, events: Sequence[E]) -> list[E]:
         """The events, with payloads over the inline limit stored as blobs and referred to.
 
         The limit is lower for many payloads that would not fit into one segment together.
         """
         stored = list(events)
+        for place, event in enumerate(stored):
+            if isinstance(event, ExecutionStarted) and event.carried:
+                carried = await self.store_payloads(run, event.carried)
+                stored[place] = dataclasses.replace(event, carried=tuple(carried))
         limit = self.limits.inline_bytes_max
         sizes = [payload.size for payload in map(_payload_of, events) if payload is not None and payload.blob is None]
         if sum(size for size in sizes if size <= limit) > _TURN_BYTES_MAX:
@@ -311,6 +389,8 @@ def _payload_of(event: Event) -> Payload | None:
 
 
 def _is_unloaded(event: Event) -> bool:
+    if isinstance(event, ExecutionStarted) and any(map(_is_unloaded, event.carried)):
+        return True
     payload = _payload_of(event)
     return payload is not None and payload.data is None
 

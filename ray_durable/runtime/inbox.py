@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ray_durable.engine import Event, EventRaised, MapCompleted, TaskCompleted, TaskFailed
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
+from ray_durable.runtime.correspondence import Message
 
 __all__ = ["Arrival", "Inbox"]
 
@@ -24,12 +25,15 @@ _TURN_BYTES_MAX = 16 * 1024 * 1024
 _EVENT_BYTES = 200
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Arrival:
-    """Inputs that came together. `settles` are the dispatcher's ids of the outcomes that end with them; `done` is
-    resolved once they are durable."""
+    """Inputs that came together, or a message, which is an input to the execution that is under way when it is taken.
+
+    `settles` are the dispatcher's ids of the outcomes that end with them; `done` is resolved once they are durable.
+    """
 
     events: list[Event]
+    message: Message | None = None
     settles: tuple[int, ...] = ()
     done: asyncio.Future[None] | None = None
 
@@ -83,6 +87,20 @@ class Inbox:
             self._has_news.clear()
         return self._taken
 
+    def put_back(self, arrivals: Sequence[Arrival]) -> None:
+        """Let what was taken wait again, before everything else."""
+        self._waiting.extendleft((arrival, 0) for arrival in reversed(arrivals))
+        self._taken = [arrival for arrival in self._taken if arrival not in arrivals]
+        if arrivals:
+            self._has_news.set()
+
+    def drop_unasked(self) -> None:
+        """Another execution begins: what came to the last one, and nobody waits for, is not for it."""
+        self._waiting = deque((arrival, size) for arrival, size in self._waiting if arrival.done is not None)
+        self._error = None
+        if not self._waiting:
+            self._has_news.clear()
+
     def refuse_taken(self, refusal: Callable[[], Exception]) -> None:
         """Refuse what was taken and has no answer yet. What waits goes on waiting."""
         for arrival in self._taken:
@@ -108,7 +126,7 @@ def _parts(arrival: Arrival) -> Iterator[tuple[Arrival, int]]:
             events, size = [], 0
         events.append(event)
         size += event_size
-    yield Arrival(events=events, settles=arrival.settles, done=arrival.done), size
+    yield Arrival(events=events, message=arrival.message, settles=arrival.settles, done=arrival.done), size
 
 
 def _size(event: Event) -> int:

@@ -15,13 +15,17 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
+from ray_durable import registry
 from ray_durable.context import Orchestration
 from ray_durable.engine import (
+    ContinueAsNew,
     Event,
     EventRaised,
     Execution,
     ExecutionCompleted,
+    ExecutionResumed,
     ExecutionStarted,
+    ExecutionSuspended,
     ExecutionTerminated,
     OwnerClaimed,
     RuntimeStatus,
@@ -40,15 +44,22 @@ from ray_durable.errors import (
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.runtime.alarm import Alarm
+from ray_durable.runtime.correspondence import Message
+from ray_durable.runtime.delivery import received
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.inbox import Arrival, Inbox
+from ray_durable.runtime.lifecycle import create_linked, create_successor
 from ray_durable.runtime.link import DispatcherLink
 from ray_durable.runtime.local_activities import LocalActivities
+from ray_durable.runtime.mail import Mail
 from ray_durable.runtime.messages import Attachment, ExchangeReply
-from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort
+from ray_durable.runtime.past import PastExecutions
+from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort, InstanceDirectory
+from ray_durable.runtime.problems import Problems
 from ray_durable.runtime.records import encode_events
 from ray_durable.runtime.release import Releaser, outcome_event
 from ray_durable.runtime.status import Owner, summarize
+from ray_durable.runtime.succession import continued, link_of
 from ray_durable.runtime.termination import record_termination
 from ray_durable.storage import ClaimLostError, RunLog
 
@@ -67,13 +78,21 @@ class Instance:
     """See the module. One object serves one id, through all of its executions."""
 
     def __init__(
-        self, instance_id: str, *, hub: OpenHub, dispatcher: DispatcherPort, clock: Clock, host: str, pid: int
+        self,
+        instance_id: str,
+        *,
+        hub: OpenHub,
+        dispatcher: DispatcherPort,
+        instances: InstanceDirectory,
+        clock: Clock,
+        host: str,
+        pid: int,
     ) -> None:
         self.instance_id = instance_id
-        self.problem: str | None = None
         self.ended = asyncio.Event()
         self._hub = hub
         self._dispatcher = dispatcher
+        self._instances = instances
         self._clock = clock
         self._host = host
         self._pid = pid
@@ -81,10 +100,14 @@ class Instance:
         # Wanted ends, which must not have to wait for code that cannot be loaded. They wait in the inbox too.
         self._terminations: list[tuple[ExecutionTerminated, Arrival]] = []
         self._dispatch_problem: str | None = None
-        # What the open set says of a problem; at first, whatever an earlier owner left there.
-        self._noted_problem: str | None = ""
+        self._problems = Problems(hub, instance_id)
         self._alarm = Alarm(clock, self._fire)
-        # Of the present execution; made by `_load`.
+        self._past = PastExecutions(hub, instance_id, clock)
+        # The number of the execution to load; None: the newest, whichever that is.
+        self._execution_number: int | None = None
+        self._is_over = False
+        # Made by `_load`; but for the mail, of the present execution.
+        self._mail: Mail
         self._log: RunLog
         self._started: ExecutionStarted
         self._orchestration: Orchestration
@@ -92,9 +115,15 @@ class Instance:
         self._releaser: Releaser
         self._link: DispatcherLink
         self._locals: LocalActivities
+        self._warnings: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from going on, if anything does."""
+        return self._problems.problem
 
     async def run(self) -> None:
-        """Own the instance until it ends.
+        """Own the instance until it ends, through all of its executions.
 
         Raises:
             FencedError: a newer owner has the log; nothing more may be done here.
@@ -112,9 +141,21 @@ class Instance:
         """Returns when the event is durable; a repeated id changes nothing. InstanceEndedError after the end."""
         await self._put(self._arrival(EventRaised(name=name, value=value, event_id=event_id)))
 
-    async def terminate(self, reason: str, request_id: str) -> None:
+    async def suspend(self, reason: str, request_id: str) -> None:
+        """Returns when that is durable; nothing changes if it is suspended already. InstanceEndedError at the end."""
+        await self._put(self._arrival(ExecutionSuspended(reason=reason, request_id=request_id)))
+
+    async def resume(self, reason: str, request_id: str) -> None:
+        """Returns when that is durable; nothing changes if it is not suspended. InstanceEndedError after the end."""
+        await self._put(self._arrival(ExecutionResumed(reason=reason, request_id=request_id)))
+
+    async def deliver(self, message: Message) -> None:
+        """Take a message of another instance; returns when it is durable. InstanceEndedError after the end."""
+        await self._put(Arrival(events=[], message=message, done=asyncio.get_running_loop().create_future()))
+
+    async def terminate(self, reason: str, request_id: str, recursive: bool = True) -> None:
         """Returns when the end is durable. InstanceEndedError if it has ended already."""
-        event = ExecutionTerminated(reason=reason, request_id=request_id)
+        event = ExecutionTerminated(reason=reason, request_id=request_id, recursive=recursive)
         arrival = self._arrival(event)
         self._terminations.append((event, arrival))
         try:
@@ -140,7 +181,7 @@ class Instance:
         while True:
             try:
                 await self._load()
-                await self._report_problem(None)
+                await self._problems.report(None)
                 return
             except ClaimLostError:
                 continue  # somebody else took the slot: read on, and claim after it
@@ -149,7 +190,7 @@ class Instance:
             except (Exception, SystemExit) as error:
                 # SystemExit: loading runs the user's module.
                 self._discard()
-                await self._report_trouble(error)
+                await self._problems.report_error(error)
                 if not await self._is_terminated_unloaded():
                     await asyncio.sleep(_PROBLEM_RETRY_S)
 
@@ -181,40 +222,14 @@ class Instance:
             text = f"{type(error).__name__}: {error}"
             self._inbox.refuse_taken(lambda: StoreUnavailableError(f"Outcome unknown: {text}", url=self._hub.store.url))
             self._discard()
-            await self._report_trouble(error)
+            await self._problems.report_error(error)
             await asyncio.sleep(_PROBLEM_RETRY_S)
-
-    async def _report_trouble(self, error: BaseException) -> None:
-        """Say why it does not go on. An error that is not ours has a traceback worth reading."""
-        failure = Failure.from_exception(error)
-        problem = failure.describe()
-        if not isinstance(error, DurableError):
-            problem += " (a bug in ray_durable or a damaged environment: see the log of the instance's host)"
-            logger.error("%s cannot go on, and tries again:\n%s", self.instance_id, failure.traceback)
-        try:
-            await self._report_problem(problem)
-        except Exception as unnoted:
-            logger.warning("%s: its problem cannot be noted in the store: %s", self.instance_id, unnoted)
-
-    async def _report_problem(self, problem: str | None) -> None:
-        if problem != self.problem:
-            self.problem = problem
-            logger.log(logging.WARNING if problem else logging.INFO, "%s: %s", self.instance_id, problem or "goes on")
-        if problem != self._noted_problem and not self.ended.is_set():
-            await self._hub.note_problem(self.instance_id, problem)
-            self._noted_problem = problem
 
     async def _load(self) -> None:
         """Read the log, replay it, claim it, and release what an earlier owner could not."""
-        hub = self._hub
-        self._log, history = await hub.read_log(self.instance_id, on_trouble=self._on_store_trouble)
-        started = history[0]
-        if not isinstance(started, ExecutionStarted):
-            raise CorruptLogError(
-                f"The history of {self.instance_id!r} does not begin with ExecutionStarted: run storage/verify.py",
-                key=self.instance_id,
-            )
-        self._started = started
+        hub, self._is_over = self._hub, False
+        history = await self._read()
+        started = self._started
         self._link = DispatcherLink(
             self._dispatcher,
             run=started.run,
@@ -223,24 +238,58 @@ class Instance:
             on_reply=self._hear,
             on_lost=self._inbox.fail,
         )
+        await self._mail.begin(started, history)
         last = history[-1]
         if isinstance(last, ExecutionCompleted):
-            # Its owner may have died before it told the dispatcher.
+            # Its owner may have died before it told the dispatcher, and whoever waits for the end.
             await self._leave_dispatcher()
+            self._mail.open()
             await self._finish(last.status)
             return
         await hub.load_blobs(started.run, history)
+        started = self._started = self._start_of(history)
         orchestration = await hub.load_orchestration(started)
+        changed = registry.changed_source(orchestration.reference)
+        self._warnings = () if changed is None else (changed,)
         self._execution = Execution(orchestration.main)
         self._orchestration = orchestration
         self._releaser = Releaser(started, self._execution, orchestration)
         self._locals = LocalActivities(orchestration, started, hub)
         try:
             caused = self._execution.apply(history)
+            if started.carried and self._log.next_seq == 1:
+                # Nobody has run this execution before.
+                caused += self._execution.apply(started.carried)
             self._releaser.recall(history)
             await self._claim(caused)
         except (NonDeterminismError, PayloadTooLargeError) as error:
             await self._end_failed(last.number + 1, error, is_claim=True)
+
+    async def _read(self) -> list[Event]:
+        """The history of the newest execution; the next one is made where there is only the link to it."""
+        trouble = self._problems.report_store_trouble
+        number, self._execution_number = self._execution_number, None
+        self._log, history = await self._hub.read_log(self.instance_id, number, on_trouble=trouble)
+        while (link := link_of(history)) is not None:
+            number = await create_successor(self._hub, history, link)
+            self._log, history = await self._hub.read_log(self.instance_id, number, on_trouble=trouble)
+        self._started = self._start_of(history)
+        if not hasattr(self, "_mail"):
+            self._mail = Mail(self._hub, self._instances, self._clock, self._answer)
+            await self._past.look(self._started.execution)
+        return history
+
+    def _start_of(self, history: Sequence[Event]) -> ExecutionStarted:
+        started = history[0]
+        if not isinstance(started, ExecutionStarted):
+            raise CorruptLogError(
+                f"The history of {self.instance_id!r} does not begin with ExecutionStarted: run storage/verify.py",
+                key=self.instance_id,
+            )
+        return started
+
+    def _answer(self, event: Event) -> None:
+        self._inbox.put(Arrival(events=[event]))
 
     async def _claim(self, caused: Sequence[Event]) -> None:
         """Append OwnerClaimed with the attempts that are submitted again, after what replay added; then release it."""
@@ -263,6 +312,7 @@ class Instance:
         self._link.open(self._log.epoch)
         self._locals.add(again.local_tasks)
         self._link.submit(again.tasks, again.maps)
+        self._mail.open()
         await self._release(records)
 
     async def _attach(self) -> Attachment:
@@ -270,12 +320,12 @@ class Instance:
             try:
                 return await self._link.attach()
             except DispatcherLostError as error:
-                await self._report_problem(f"the dispatcher cannot be reached: {error}")
+                await self._problems.report(f"the dispatcher cannot be reached: {error}")
                 await asyncio.sleep(_DISPATCHER_RETRY_S)
 
     async def _serve(self) -> None:
-        """Turn after turn, until the end."""
-        while not self.ended.is_set():
+        """Turn after turn, until the end of the execution."""
+        while not self._is_over:
             if self._locals.is_waiting:
                 self._inbox.put(Arrival(events=await self._locals.run_some()))
             try:
@@ -284,12 +334,21 @@ class Instance:
                 await self._reattach(error)
                 continue
             await self._turn(arrivals)
-            await self._report_problem(self._dispatch_problem)
+            if self._is_over:
+                # Its entry in the open set is gone, or about to be another execution's.
+                self._problems.problem = None
+            else:
+                await self._problems.report(self._dispatch_problem or self._mail.problem)
 
     async def _turn(self, arrivals: Sequence[Arrival]) -> None:
+        for arrival in arrivals:
+            if arrival.message is not None:
+                arrival.events = await self._received(arrival.message)
+        inputs = [event for arrival in arrivals for event in arrival.events]
+        if inputs:
+            inputs += self._mail.note()
         now_us = self._clock.now_us()
-        inputs = [event.stamped(0, now_us) for arrival in arrivals for event in arrival.events]
-        inputs = [await self._hub.load_input(self._started.run, event) for event in inputs]
+        inputs = [await self._hub.load_input(self._started.run, event.stamped(0, now_us)) for event in inputs]
         records = self._execution.apply(inputs)
         if records:
             try:
@@ -300,6 +359,11 @@ class Instance:
                 return
         self._acknowledge(arrivals, records)
         await self._release(records)
+
+    async def _received(self, message: Message) -> list[Event]:
+        """The input that a message is to this execution, with its payload where this run can have it."""
+        event = received(message, self._started)
+        return [] if event is None else [self._hub.detached(await self._hub.load_input(message.run, event))]
 
     async def _append(
         self, records: Sequence[Event], *, epoch: int | None = None, is_claim: bool = False
@@ -319,6 +383,7 @@ class Instance:
     def _summary(self, epoch: int) -> dict[str, object]:
         execution, started = self._execution, self._started
         custom = execution.custom_status
+        is_continued = execution.status is RuntimeStatus.CONTINUED_AS_NEW
         return summarize(
             instance_id=self.instance_id,
             name=started.name,
@@ -326,30 +391,30 @@ class Instance:
             request_id=started.request_id,
             created_us=started.time_us,
             updated_us=execution.now_us,
-            runtime_status=execution.status,
+            # The instance goes on.
+            runtime_status=RuntimeStatus.RUNNING if is_continued else execution.status,
             custom_status=custom.bytes if custom is not None else None,
             counts=execution.counts,
             owner=Owner(host=self._host, pid=self._pid, epoch=epoch),
+            warnings=self._warnings,
         )
 
     def _acknowledge(self, arrivals: Iterable[Arrival], records: Sequence[Event]) -> None:
-        """Tell callers; one whose input came after the end is told so."""
-        raised = {event.event_id for event in records if isinstance(event, EventRaised)}
+        """Tell callers. What came after the end is refused; where another execution follows, it waits for that one."""
+        recorded = set(map(_identity, records))
+        too_early: list[Arrival] = []
         for arrival in arrivals:
             self._link.settle(arrival.settles)
             if arrival.done is None:
                 continue
-            event = arrival.events[0]
-            is_recorded = isinstance(event, EventRaised) and event.event_id in raised
-            is_ending = isinstance(event, ExecutionTerminated) and event.request_id in self._termination(records)
-            if self._execution.ended and not (is_recorded or is_ending):
-                arrival.refuse(self._ended_error(self._execution.status))
-            else:
+            is_settled = not arrival.events or _identity(arrival.events[0]) in recorded
+            if is_settled or not self._execution.ended:
                 arrival.accept()
-
-    @staticmethod
-    def _termination(records: Sequence[Event]) -> set[str]:
-        return {event.request_id for event in records if isinstance(event, ExecutionTerminated)}
+            elif self._execution.status is RuntimeStatus.CONTINUED_AS_NEW:
+                too_early.append(arrival)
+            else:
+                arrival.refuse(self._ended_error(self._execution.status))
+        self._inbox.put_back(too_early)
 
     async def _release(self, records: Sequence[Event]) -> None:
         """The step is durable: let its log lines and commands go."""
@@ -360,9 +425,13 @@ class Instance:
         self._link.submit(released.tasks, released.maps)
         self._link.cancel(released.canceled)
         self._locals.drop(released.canceled)
+        self._mail.release(records)
         if self._execution.ended:
             await self._leave_dispatcher()
-            await self._finish(self._execution.status)
+            if isinstance(records[-1], ContinueAsNew):
+                await self._continue(records[-1])
+            else:
+                await self._finish(self._execution.status)
             return
         self._alarm.set(self._execution.next_timer_us)
         self._link.flush(is_waiting=bool(self._execution.outstanding_tasks or self._execution.outstanding_maps))
@@ -376,7 +445,7 @@ class Instance:
             raise FencedError(f"A newer owner has the log of instance {self.instance_id!r}", key=lost.key) from lost
         # A new dispatcher finds out anew.
         self._dispatch_problem = None
-        await self._report_problem(None)
+        await self._problems.report(None)
 
     def _hear(self, reply: ExchangeReply) -> None:
         for outcome_id, outcomes in reply.outcomes.items():
@@ -390,10 +459,6 @@ class Instance:
     def _fire(self) -> None:
         due = self._execution.due_timers(self._clock.now_us())
         self._inbox.put(Arrival(events=[TimerFired(timer=timer) for timer in due]))
-
-    def _on_store_trouble(self, error: Exception, waited_s: float) -> None:
-        logger.warning("%s: the store does not take the log (%.0f s so far): %s", self.instance_id, waited_s, error)
-        self.problem = f"the store does not answer: {error}"
 
     async def _end_failed(self, number: int, error: DurableError, *, is_claim: bool = False) -> None:
         """Record that the execution cannot go on, without the engine."""
@@ -410,6 +475,8 @@ class Instance:
         write = self._log.claim if is_claim else self._log.append
         await write(lines, sections, first=number, status=status, hub_epoch=self._hub.epoch)
         await self._leave_dispatcher()
+        self._mail.open()
+        self._mail.release([end])
         await self._finish(RuntimeStatus.FAILED)
 
     async def _leave_dispatcher(self) -> None:
@@ -423,16 +490,38 @@ class Instance:
             runtime_status=str(status),
         )
 
-    async def _finish(self, status: RuntimeStatus) -> None:
-        """The end is in the log: leave the open set. Idempotent, so that whoever finds an ended log repeats it."""
+    async def _continue(self, link: ContinueAsNew) -> None:
+        """The link is in the log: make the next execution, which is to be loaded."""
+        execution, started = self._execution, self._started
+        carried = [event for event in execution.unread_events if event.number in link.carried]
+        owes = self._mail.owes
+        events = continued(started, link, carried, execution.recent_event_ids, owes=owes)
         self._alarm.set(None)
-        await self._hub.record_end(self.instance_id, self._log.segments[-1].header.status)
+        await create_linked(self._hub, started.run, events)
+        self._inbox.drop_unasked()
+        self._execution_number = started.execution + 1
+        self._past.add(started.execution)
+        self._is_over = True
+
+    async def _finish(self, status: RuntimeStatus) -> None:
+        """The end is in the log: leave the open set, once all messages have arrived.
+
+        Idempotent, so that whoever finds an ended log repeats it. Somebody may have begun the next execution by then.
+        """
+        self._alarm.set(None)
         self._inbox.close(lambda: self._ended_error(status))
-        self.ended.set()
+        await self._mail.wait_delivered()
+        await self._past.hand_over(self._started.execution)
+        self._is_over = True
+        if await self._hub.record_end(self._log):
+            self.ended.set()
+        else:
+            self._inbox = Inbox()
 
     def _abandon(self, error: BaseException) -> None:
         """Whatever callers wait for has an unknown outcome."""
         self._discard()
+        self._past.close()
         self._inbox.close(
             lambda: FencedError(f"The owner of {self.instance_id!r} stood down; outcome unknown: {error}", key="")
         )
@@ -440,7 +529,19 @@ class Instance:
     def _discard(self) -> None:
         """Nothing of the present execution goes on here."""
         self._alarm.set(None)
+        if hasattr(self, "_mail"):
+            self._mail.close()
+            del self._mail
         if hasattr(self, "_link"):
             self._link.close()
         if hasattr(self, "_execution"):
             self._execution.close()
+
+
+def _identity(event: Event) -> tuple[object, ...]:
+    """What tells one request or message from another."""
+    if isinstance(event, EventRaised):
+        return EventRaised, event.event_id
+    if isinstance(event, ExecutionTerminated | ExecutionSuspended | ExecutionResumed):
+        return type(event), event.request_id
+    return type(event), getattr(event, "task", None)

@@ -35,10 +35,8 @@ from ray_durable.storage import (
     bury,
     create_execution,
     find_open,
-    forget_ended,
     list_executions,
     persist,
-    remove_open,
     retire,
 )
 
@@ -176,9 +174,7 @@ async def fork_instance(
             f"The history of instance {source_id!r} can be forked after events 1 to {last}, not after {wanted}"
         )
     run = uuid.uuid4().hex
-    events = fork(
-        history, instance_id=instance_id, run=run, request_id=request_id, through=wanted, now_us=now_us
-    )
+    events = fork(history, instance_id=instance_id, run=run, request_id=request_id, through=wanted, now_us=now_us)
     executions = await persist(lambda: list_executions(hub.store, hub.keys, instance_id))
     if executions.latest is None:
         started = dataclasses.replace(_started(events), execution=executions.next)
@@ -208,7 +204,7 @@ async def purge_instance(hub: OpenHub, instance_id: str, *, now_us: int) -> None
     # First what makes sure that the rest is done.
     await persist(lambda: retire(hub.store, hub.keys, retired))
     await persist(lambda: bury(hub.store, hub.keys, instance_id, through))
-    await persist(lambda: forget_ended(hub.store, hub.keys, status))
+    await hub.forget_end(status)
 
 
 async def create_successor(hub: OpenHub, history: Sequence[Event], link: Link) -> int:
@@ -305,18 +301,18 @@ async def _begin_next(
             raise _active(status, "wait for its end, or terminate it first")
         link = await _with_input(hub, started.run, make_link(history), start)
         link = link.stamped(history[-1].number + 1, max(link.time_us, history[-1].time_us))
-        ended = dict(log.tail.header.status)
         successor_start = _started(successor([*history, link], link, owes=False))
         entry = _entry(successor_start, link.time_us)
         await hub.enter(entry)
         lines, sections = encode_events([link])
+        ended = log.tail.header.status
         summary = {**ended, "runtime_status": RuntimeStatus.PENDING.value, "updated_us": link.time_us}
         try:
             await log.claim(lines, sections, first=link.number, status=summary, hub_epoch=hub.epoch)
         except ClaimLostError:
             continue
         await create_successor(hub, [*history, link], link)
-        await persist(lambda: forget_ended(hub.store, hub.keys, ended))
+        await hub.forget_end(ended)
         # The owner of what ended may have left the open set meanwhile.
         await hub.enter(entry)
         return

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ray_durable.errors import ClusterConnectionError
+from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply
 
-__all__ = ["ActorDirectory", "Clock", "DispatcherLostError", "DispatcherPort", "SystemClock"]
+__all__ = ["ActorDirectory", "Clock", "DispatcherLostError", "DispatcherPort", "InstanceDirectory", "SystemClock"]
 
 
 class DispatcherLostError(ClusterConnectionError):
@@ -46,6 +47,20 @@ class DispatcherPort(Protocol):
 
     async def exchange(self, request: Exchange) -> ExchangeReply:
         """See `Dispatcher.exchange`."""
+
+
+class InstanceDirectory(Protocol):
+    """The way to other instances. Every method raises ClusterConnectionError when the other side does not answer."""
+
+    async def deliver(self, message: Message) -> None:
+        """Have the receiver's owner record a message; durable when this returns.
+
+        Raises:
+            InstanceEndedError, InstanceNotFoundError: nobody is there to take it.
+        """
+
+    async def admit(self, instance_id: str) -> None:
+        """An instance was started, or goes on: let somebody own it. Nobody waits for that."""
 
 
 class ActorDirectory(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -39,7 +39,7 @@ class InstanceStatus:
 
     `name` is the orchestrator's registered name; times are in UTC. `custom_status` is what the orchestrator last set.
     `problem` says what keeps the instance from going on, if anything does (its code cannot be imported, its log is
-    damaged, ...); it goes on by itself once that is mended.
+    damaged, ...); it goes on by itself once that is mended. `warnings` are what its owner noticed and went on with.
     """
 
     instance_id: str
@@ -52,6 +52,7 @@ class InstanceStatus:
     progress: Progress = field(default_factory=Progress)
     owner: Owner | None = None
     problem: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def created_us(self) -> int:
@@ -78,6 +79,7 @@ class InstanceStatus:
             progress=Progress(**summary.get("progress", {})),
             owner=Owner(**owner) if owner else None,
             problem=problem,
+            warnings=tuple(summary.get("warnings", ())),
         )
 
 
@@ -93,6 +95,7 @@ def summarize(
     custom_status: bytes | None = None,
     counts: Counts | None = None,
     owner: Owner | None = None,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The summary for a segment's header. `custom_status` is JSON text."""
     summary: dict[str, Any] = {
@@ -112,6 +115,8 @@ def summarize(
             "failed": counts.tasks_failed + counts.map_items_failed,
             "total": counts.tasks_scheduled + counts.map_items_total,
         }
+    if warnings:
+        summary["warnings"] = list(warnings)
     if owner is not None:
         summary["owner"] = {"host": owner.host, "pid": owner.pid, "epoch": owner.epoch}
     return summary

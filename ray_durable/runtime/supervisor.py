@@ -2,7 +2,9 @@
 
 Every few seconds it renews the hub's lease, reads the open set, and makes actors for the instances that have none:
 after a loss of the cluster, after an actor that Ray gave up, after a start whose client died. A cap on live actors
-leaves the rest Pending until there is room. It holds nothing that it could not read again; losing it loses nothing.
+leaves the rest Pending until there is room; it counts for each depth of calls on its own, so that instances which wait
+for those that they called never keep them from their turn. It removes what is retired. It holds nothing that it could
+not read again; losing it loses nothing.
 
 A plain class over ports. Invariant: once a newer hub epoch exists, it makes no actor and renews no lease.
 """
@@ -11,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
 from ray_durable.errors import DurableError, FencedError
 from ray_durable.runtime.ports import ActorDirectory, Clock
+from ray_durable.storage import OpenEntry
 
 __all__ = ["ORPHAN_AGE_US", "HubIndex", "Supervisor"]
 
@@ -25,14 +29,20 @@ ORPHAN_AGE_US = 3_600 * 1_000_000
 """An entry of the open set without an instance this old belongs to a start that never happened."""
 
 
+_RETIRED_PAUSE_S = 30.0
+
+
 class HubIndex(Protocol):
     """What the supervisor needs of the hub's storage."""
 
     async def renew_lease(self) -> None:
         """FencedError once another cluster has taken the hub over."""
 
-    async def open_instances(self) -> Sequence[tuple[str, int]]:
-        """(id, microseconds when it was entered) of the open set, oldest first."""
+    async def open_instances(self) -> Sequence[OpenEntry]:
+        """The open set, oldest first."""
+
+    async def remove_retired(self) -> None:
+        """Remove executions whose grace period is over."""
 
     async def is_orphan(self, instance_id: str) -> bool:
         """Whether the entry has no instance behind it."""
@@ -52,6 +62,8 @@ class Supervisor:
         self._clock = clock
         self._live_max = live_max
         self._interval_s = interval_s
+        self._depths: dict[str, int] = {}
+        self._retired_looked_s = -_RETIRED_PAUSE_S
         self.rounds = 0
 
     async def run(self) -> None:
@@ -68,7 +80,7 @@ class Supervisor:
     async def admit(self, instance_id: str) -> None:
         """An instance was started: make its actor now if there is room; else it stays Pending until there is."""
         live = await self._directory.live()
-        if instance_id not in live and len(live) < self._live_max:
+        if instance_id not in live and self._room(live, self._depths.get(instance_id)) > 0:
             await self._directory.create([instance_id])
 
     async def activate(self, instance_id: str) -> None:
@@ -81,18 +93,34 @@ class Supervisor:
         open_instances = await self._index.open_instances()
         await self._directory.keep_dispatcher()
         live = await self._directory.live()
-        waiting = [(instance_id, entered_us) for instance_id, entered_us in open_instances if instance_id not in live]
-        room = max(0, self._live_max - len(live))
+        self._depths = {entry.instance_id: entry.depth for entry in open_instances}
+        rooms: dict[int, int] = {}
         chosen: list[str] = []
-        for instance_id, entered_us in waiting:
-            if len(chosen) == room:
-                break
-            if await self._is_forgotten(instance_id, entered_us):
+        for entry in open_instances:
+            if entry.instance_id in live:
                 continue
-            chosen.append(instance_id)
+            room = rooms.setdefault(entry.depth, self._room(live, entry.depth))
+            if room <= 0 or await self._is_forgotten(entry.instance_id, entry.entered_us):
+                continue
+            rooms[entry.depth] = room - 1
+            chosen.append(entry.instance_id)
         if chosen:
             await self._directory.create(chosen)
+        await self._remove_retired()
         self.rounds += 1
+
+    def _room(self, live: set[str], depth: int | None) -> int:
+        """How many more instances of this depth may have an actor. None: the depth is not known yet."""
+        if depth is None:
+            depths = Counter(self._depths.get(instance_id, 0) for instance_id in live)
+            return self._live_max - max(depths.values(), default=0)
+        return self._live_max - sum(self._depths.get(instance_id, 0) == depth for instance_id in live)
+
+    async def _remove_retired(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s - self._retired_looked_s >= _RETIRED_PAUSE_S:
+            self._retired_looked_s = now_s
+            await self._index.remove_retired()
 
     async def _is_forgotten(self, instance_id: str, entered_us: int) -> bool:
         """A start writes the open entry first; one that died in between leaves an entry with nothing behind it."""

@@ -279,10 +279,13 @@ class RunLog:
 
     async def verify_ownership(self) -> None:
         """FencedError unless the next slot is still free."""
-        data = await self._pacing.persist(lambda: self._get_raw(self.next_seq))
-        if data is not None:
+        if not await self.is_at_end():
             self._is_usable = False
             raise self._fenced(self._keys.segment(self.run, self.next_seq))
+
+    async def is_at_end(self) -> bool:
+        """Whether the next slot is still free."""
+        return await self._get(self.next_seq) is None
 
     async def _append(
         self,

@@ -18,23 +18,24 @@ from typing import Any, TypeVar
 
 from ray_durable import registry
 from ray_durable.authoring import Orchestrator
-from ray_durable.engine import Event, ExecutionStarted
-from ray_durable.errors import FunctionNotFoundError
+from ray_durable.engine import Event
+from ray_durable.errors import ClusterConnectionError, FencedError, FunctionNotFoundError, InstanceEndedError
 from ray_durable.failure import Failure
 from ray_durable.function import DurableFunction
 from ray_durable.payload import Payload
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.dispatcher import Dispatcher
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
 from ray_durable.runtime.lanes import SlicePolicy
+from ray_durable.runtime.lifecycle import Start, start_instance
 from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply, SliceReport, SliceWork
 from ray_durable.runtime.ports import DispatcherLostError
-from ray_durable.runtime.records import encode_events
-from ray_durable.runtime.status import InstanceStatus, summarize
+from ray_durable.runtime.status import InstanceStatus
 from ray_durable.runtime.worker import run_slice
-from ray_durable.storage import ObjectStore, OpenEntry, create_execution, open_store
+from ray_durable.storage import ObjectStore, open_store
 from ray_durable.target import ActivityTarget
 
 __all__ = ["Call", "Hook", "LoopClock", "Owner", "Slice", "SpyStore", "Workers", "World", "never"]
@@ -273,6 +274,38 @@ class _Line:
         return answer.result()
 
 
+class _Instances:
+    """`InstanceDirectory`: who is not there is made an owner, as the supervisor would."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def deliver(self, message: Message) -> None:
+        world, receiver = self._world, message.receiver
+        owner = world.living(receiver)
+        if owner is None:
+            if (await world.status(receiver)).is_ended:
+                raise InstanceEndedError("it has ended", instance_id=receiver, runtime_status="")
+            owner = world.own(receiver)
+        # Whoever delivers may go away, the delivery goes on; an owner that dies does not answer.
+        answer = asyncio.get_running_loop().create_task(owner.instance.deliver(_through_process_boundary(message)))
+        parties: set[asyncio.Future[Any]] = {answer, owner.task}
+        await asyncio.wait(parties, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            await asyncio.sleep(0)
+        if not answer.done():
+            answer.cancel()
+            raise ClusterConnectionError("its owner died")
+        try:
+            answer.result()
+        except FencedError as error:
+            raise ClusterConnectionError("its owner stood down") from error
+
+    async def admit(self, instance_id: str) -> None:
+        if self._world.living(instance_id) is None:
+            self._world.own(instance_id)
+
+
 class Owner:
     """One life of an instance's actor."""
 
@@ -328,44 +361,15 @@ class World:
 
     async def start(self, function: Orchestrator[..., Any], *args: Any, instance_id: str = "one") -> str:
         """Write what a client writes to start an instance; its id."""
-        hub, run, request_id = self.hub, uuid.uuid4().hex, uuid.uuid4().hex
-        encoded = hub.codec.encode_call(function.calls, args, {}, where="arguments")
-        now_us = self.clock.now_us()
-        await hub.enter(
-            OpenEntry(instance_id=instance_id, name=function.name, request_id=request_id, entered_us=now_us)
-        )
-        started = ExecutionStarted(
-            number=1,
-            time_us=now_us,
+        start = Start(
             instance_id=instance_id,
-            run=run,
-            execution=1,
             name=function.name,
-            input=await hub.offload(run, encoded),
-            request_id=request_id,
+            input=self.hub.codec.encode_call(function.calls, args, {}, where="arguments"),
+            request_id=uuid.uuid4().hex,
             reference=registry.reference_of(function).to_json(),
+            version=function.version,
         )
-        lines, sections = encode_events([started])
-        status = summarize(
-            instance_id=instance_id,
-            name=function.name,
-            execution=1,
-            request_id=request_id,
-            created_us=now_us,
-            updated_us=now_us,
-        )
-        existing = await create_execution(
-            hub.store,
-            hub.keys,
-            instance_id=instance_id,
-            execution=1,
-            run=run,
-            lines=lines,
-            sections=sections,
-            status=status,
-            hub_epoch=1,
-        )
-        assert existing is None
+        await start_instance(self.hub, start, now_us=self.clock.now_us())
         return instance_id
 
     def own(self, instance_id: str = "one", *, store: SpyStore | None = None, epoch: int = 1) -> Owner:
@@ -375,6 +379,7 @@ class World:
             instance_id,
             hub=OpenHub(self.address, spy, epoch=epoch),
             dispatcher=_Line(self),
+            instances=_Instances(self),
             clock=self.clock,
             host="here",
             pid=next(self._pids),
@@ -382,6 +387,11 @@ class World:
         owner = Owner(instance, spy)
         self.owners.append(owner)
         return owner
+
+    def living(self, instance_id: str) -> Owner | None:
+        """The newest owner of an instance, unless it has gone."""
+        alive = [one for one in self.owners if one.instance.instance_id == instance_id and not one.task.done()]
+        return alive[-1] if alive else None
 
     async def run(self, function: Orchestrator[..., Any], *args: Any, instance_id: str = "one") -> Any:
         """Start an instance, own it to its end, and return its result."""

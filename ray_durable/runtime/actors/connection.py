@@ -21,10 +21,9 @@ from ray._raylet import Config  # type: ignore[attr-defined]
 from ray_durable.errors import (
     ClusterConnectionError,
     ConfigurationError,
-    DurableError,
-    FencedError,
     HubHeldError,
 )
+from ray_durable.runtime.actors.calls import admit, answer, ask_instance, find
 from ray_durable.runtime.actors.cluster import DISPATCHER, SUPERVISOR, Cluster, instance_name
 from ray_durable.runtime.actors.hosts import DispatcherActor, SupervisorActor
 from ray_durable.runtime.address import HubAddress
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _REPAIR_PAUSE_S = 0.2
-_ANSWER_S_MAX = 15.0
 _LATE_S_MAX = 1.0
 _SUPERVISOR_S_MAX = 60.0
 _LEASE_S = 3.0
@@ -157,11 +155,7 @@ class Connection:
 
     async def admit(self, instance_id: str) -> None:
         """Tell the supervisor of a new instance. ClusterConnectionError if it cannot be reached."""
-        supervisor = await asyncio.to_thread(self._find, SUPERVISOR)
-        if supervisor is None:
-            raise ClusterConnectionError("The hub's supervisor is not running")
-        # Nobody waits for the answer: the start is durable, and the supervisor looks for itself.
-        supervisor.admit.remote(instance_id)
+        await admit(self._cluster, instance_id)
 
     async def ask_instance(self, instance_id: str, call: Callable[[Any], Awaitable[T]]) -> T:
         """Call the instance's actor, making it if need be.
@@ -169,23 +163,14 @@ class Connection:
         Raises:
             ClusterConnectionError: it did not answer; whether it did what was asked is unknown.
         """
-        actor = await asyncio.to_thread(self._find, instance_name(instance_id))
-        if actor is None:
-            supervisor = await asyncio.to_thread(self._find, SUPERVISOR)
-            if supervisor is None:
-                raise ClusterConnectionError("The hub's supervisor is not running")
-            await _answer(supervisor.activate.remote(instance_id), _ANSWER_S_MAX)
-            actor = await asyncio.to_thread(self._find, instance_name(instance_id))
-            if actor is None:
-                raise ClusterConnectionError(f"The actor of instance {instance_id!r} is not there yet")
-        return await _answer(call(actor), _ANSWER_S_MAX)
+        return await ask_instance(self._cluster, instance_id, call)
 
     async def wait_ended(self, instance_id: str, timeout_s: float) -> bool:
         """Wait for the instance's end, at most so long; False if it is not known to have ended."""
-        actor = await asyncio.to_thread(self._find, instance_name(instance_id))
+        actor = await find(self._cluster, instance_name(instance_id))
         if actor is None:
             raise ClusterConnectionError(f"Instance {instance_id!r} has no actor")
-        return bool(await _answer(actor.wait_ended.remote(timeout_s), timeout_s + _LATE_S_MAX))
+        return bool(await answer(actor.wait_ended.remote(timeout_s), timeout_s + _LATE_S_MAX))
 
     def close(self) -> None:
         """End the Ray that connections of this process started, with the last of them."""
@@ -292,22 +277,6 @@ class Connection:
         self._cluster = Cluster(self._address, epoch)
         self._cluster.make(DispatcherActor, DISPATCHER)
         self._cluster.make(SupervisorActor, SUPERVISOR, self._live_max)
-
-
-async def _answer(reference: Awaitable[T], deadline_s: float) -> T:
-    """Await an actor's answer. Our own errors come as themselves, Ray's and silence as ClusterConnectionError."""
-    try:
-        async with asyncio.timeout(deadline_s):
-            return await reference
-    except TimeoutError as error:
-        raise ClusterConnectionError(f"No answer after {deadline_s:.0f} s: its process is stopped or busy") from error
-    except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, FencedError):
-            raise ClusterConnectionError(f"The instance's owner stood down: {cause}") from error
-        raise (cause if isinstance(cause, DurableError) else error) from None
-    except ray.exceptions.RayError as error:
-        raise ClusterConnectionError(f"Ray did not answer: {type(error).__name__}") from error
 
 
 def _use_token() -> None:

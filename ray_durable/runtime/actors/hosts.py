@@ -15,11 +15,13 @@ import ray.util
 
 from ray_durable.errors import FencedError, InstanceNotFoundError
 from ray_durable.payload import Payload
+from ray_durable.runtime.actors.calls import InstanceActors
 from ray_durable.runtime.actors.cluster import DISPATCHER, Cluster, instance_name
 from ray_durable.runtime.actors.exchange import DispatcherHandle
 from ray_durable.runtime.actors.launcher import RayLauncher
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.channel import ChannelServer
+from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.dispatcher import Dispatcher
 from ray_durable.runtime.framing import Endpoint
 from ray_durable.runtime.hub import OpenHub
@@ -58,9 +60,21 @@ class OrchestrationActor:
         """See `Instance.raise_event`."""
         await self._ask(lambda instance: instance.raise_event(name, value, event_id))
 
-    async def terminate(self, reason: str, request_id: str) -> None:
+    async def terminate(self, reason: str, request_id: str, recursive: bool) -> None:
         """See `Instance.terminate`."""
-        await self._ask(lambda instance: instance.terminate(reason, request_id))
+        await self._ask(lambda instance: instance.terminate(reason, request_id, recursive))
+
+    async def suspend(self, reason: str, request_id: str) -> None:
+        """See `Instance.suspend`."""
+        await self._ask(lambda instance: instance.suspend(reason, request_id))
+
+    async def resume(self, reason: str, request_id: str) -> None:
+        """See `Instance.resume`."""
+        await self._ask(lambda instance: instance.resume(reason, request_id))
+
+    async def deliver(self, message: Message) -> None:
+        """See `Instance.deliver`."""
+        await self._ask(lambda instance: instance.deliver(message))
 
     async def wait_ended(self, timeout_s: float) -> bool:
         """Whether the instance has ended, at the latest after `timeout_s`, even while user code blocks the turns."""
@@ -89,6 +103,7 @@ class OrchestrationActor:
                 self._instance_id,
                 hub=hub,
                 dispatcher=DispatcherHandle(self._address),
+                instances=InstanceActors(Cluster(self._address, self._hub_epoch), hub),
                 clock=SystemClock(),
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -170,7 +185,7 @@ class SupervisorActor:
         while True:
             try:
                 hub = await OpenHub.open(self._address, epoch=self._hub_epoch)
-                directory = _InstanceActors(Cluster(self._address, self._hub_epoch))
+                directory = _Directory(Cluster(self._address, self._hub_epoch))
                 lease = Lease.of_this_process(self._hub_epoch, cluster=ray.get_runtime_context().gcs_address)
                 keeper = LeaseKeeper(hub, lease, SystemClock())
                 self._supervisor = Supervisor(keeper, directory, SystemClock(), live_max=self._live_max)
@@ -188,7 +203,7 @@ class SupervisorActor:
                 await asyncio.sleep(_LINGER_S)
 
 
-class _InstanceActors:
+class _Directory:
     """`ActorDirectory` over the cluster's named actors."""
 
     def __init__(self, cluster: Cluster) -> None:

@@ -1,0 +1,95 @@
+"""The executions that an instance has behind it: removed from storage once their grace period is over.
+
+An owner removes what its instance left behind; when the instance ends, what is left goes into the hub's queue. Which
+executions there are and when they ended is in storage, so a new owner finds what the last one left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+from ray_durable.errors import DurableError, InstanceNotFoundError
+from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.ports import Clock
+from ray_durable.storage import Retired, list_executions, persist, read_start, remove_execution, retire
+
+__all__ = ["PastExecutions"]
+
+logger = logging.getLogger(__name__)
+
+_WAIT_S_MAX = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    execution: int
+    ended_us: int | None
+
+
+class PastExecutions:
+    """See the module. `look` first, `add` each execution that is continued; `hand_over` at the end."""
+
+    def __init__(self, hub: OpenHub, instance_id: str, clock: Clock) -> None:
+        self._hub = hub
+        self._instance_id = instance_id
+        self._clock = clock
+        self._past: deque[_Past] = deque()
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def look(self, present: int) -> None:
+        """Find what earlier owners left behind."""
+        executions = await persist(lambda: list_executions(self._hub.store, self._hub.keys, self._instance_id))
+        self._past = deque(_Past(number, None) for number in executions.numbers if number < present)
+        self._sweep_soon()
+
+    def add(self, execution: int) -> None:
+        """This one ended just now, and the next one exists."""
+        self._past.append(_Past(execution, self._clock.now_us()))
+        self._sweep_soon()
+
+    async def hand_over(self, present: int) -> None:
+        """The instance has ended: leave what is not due yet to the hub."""
+        self.close()
+        if self._past:
+            due_us = self._clock.now_us() + await self._hub.grace_us()
+            retired = Retired(instance_id=self._instance_id, through=present - 1, due_us=due_us)
+            await persist(lambda: retire(self._hub.store, self._hub.keys, retired))
+
+    def close(self) -> None:
+        """Remove nothing more here."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+
+    def _sweep_soon(self) -> None:
+        if self._past and (self._sweeping is None or self._sweeping.done()):
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Remove the oldest again and again, each when it is due."""
+        grace_us = await self._hub.grace_us()
+        while self._past:
+            try:
+                oldest = self._past[0]
+                ended_us = oldest.ended_us
+                if ended_us is None:
+                    ended_us = await self._began_us(oldest.execution + 1)
+                wait_us = ended_us + grace_us - self._clock.now_us()
+                if wait_us > 0:
+                    await asyncio.sleep(min(_WAIT_S_MAX, wait_us / 1_000_000))
+                    continue
+                await remove_execution(self._hub.store, self._hub.keys, self._instance_id, oldest.execution)
+                self._past.popleft()
+            except InstanceNotFoundError:
+                self._past.popleft()  # somebody else removed it
+            except DurableError as error:
+                logger.warning("%s: an old execution cannot be removed yet: %s", self._instance_id, error)
+                await asyncio.sleep(_WAIT_S_MAX)
+
+    async def _began_us(self, execution: int) -> int:
+        """When an execution began, which is when the one before it ended."""
+        segment = await read_start(self._hub.store, self._hub.keys, self._instance_id, execution)
+        return segment.header.written_us
