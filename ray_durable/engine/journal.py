@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from ray_durable.engine.events import Caused, Event, Input
-from ray_durable.engine.matching import describe_event, find_mismatch
+from ray_durable.engine.matching import Mismatch, describe_event, find_mismatch, show_context, show_difference
 from ray_durable.engine.source import Source, describe_source
 from ray_durable.errors import CorruptLogError, NonDeterminismError
 
@@ -23,10 +23,12 @@ __all__ = ["Journal"]
 
 _InputT = TypeVar("_InputT", bound=Input)
 
+_CONTEXT_EVENTS = 3
+
 _ADVICE = (
     "The orchestrator's code, or something it depends on (time, random, environment, order of a set), is not what it "
-    "was when this history was made. The instance has failed; start another with the present code, and let running "
-    "ones end on the code that they began with."
+    "was when this history was made. Bring back what changed, or put the change behind ctx.patched(id), and rewind the "
+    "instance; or start another one with the present code."
 )
 
 
@@ -36,7 +38,7 @@ class Journal:
     `idling()` tells what the code does when it asks for nothing, and at which line.
     """
 
-    __slots__ = ("_idling", "_new", "_reported", "_unmatched", "instance_id", "number", "time_us")
+    __slots__ = ("_agreed", "_idling", "_new", "_reported", "_unmatched", "instance_id", "number", "time_us")
 
     def __init__(self, idling: Callable[[], tuple[str, Source | None]]) -> None:
         self.instance_id = ""
@@ -44,6 +46,8 @@ class Journal:
         self.time_us = 0
         self._idling = idling
         self._unmatched: deque[tuple[Caused, Source | None]] = deque()
+        # The last events of the history in which the code did what is recorded.
+        self._agreed: deque[Event] = deque(maxlen=_CONTEXT_EVENTS)
         self._reported = 0
         self._new: list[Event] = []
 
@@ -77,8 +81,8 @@ class Journal:
         """
         self._require_next(event)
         if self._unmatched:
-            generated, source = self._unmatched[0]
-            self._diverged(event, describe_event(generated), source, "The code asks for something more.")
+            self._diverged(event, *self._unmatched[0], reason="The code asks for something more.")
+        self._agreed.append(event)
         self.number += 1
         self.time_us = max(self.time_us, event.time_us)
 
@@ -91,13 +95,12 @@ class Journal:
         """
         self._require_next(event)
         if not self._unmatched:
-            self._diverged(event, *self._idling(), "The code does not ask for it.")
+            self._diverged(event, *self._idling(), reason="The code does not ask for it.")
         generated, source = self._unmatched[0]
         mismatch = find_mismatch(event, generated)
         if mismatch is not None:
-            what = f"{mismatch.field}: " if mismatch.field else ""
-            difference = f"Difference: {what}{mismatch.recorded} in the history, {mismatch.generated} from the code."
-            self._diverged(event, describe_event(generated), source, difference)
+            self._diverged(event, generated, source, mismatch)
+        self._agreed.append(event)
         self._unmatched.popleft()
 
     def take_new(self) -> list[Event]:
@@ -124,16 +127,29 @@ class Journal:
                 key=f"event {event.number}",
             )
 
-    def _diverged(self, recorded: Event, actual: str, source: Source | None, difference: str) -> None:
-        expected, line = describe_event(recorded), describe_source(source)
+    def _diverged(
+        self,
+        recorded: Event,
+        actual: Event | str,
+        source: Source | None,
+        mismatch: Mismatch | None = None,
+        *,
+        reason: str = "",
+    ) -> NoReturn:
+        line = describe_source(source)
+        agreed = [show_context(event) for event in self._agreed]
+        difference = show_difference(recorded, actual, mismatch)
+        lines = [
+            f"Replay of instance '{self.instance_id}' diverged from its history at event {recorded.number}, "
+            f"at {line or 'an unknown line'}.",
+            *agreed,
+            *difference,
+            f"{reason} {_ADVICE}".lstrip(),
+        ]
         raise NonDeterminismError(
-            f"Replay of instance '{self.instance_id}' diverged from its history at event {recorded.number}.\n"
-            f"  expected (history): {expected}\n"
-            f"  actual (code):      {actual}\n"
-            f"  at:                 {line or 'unknown line'}\n"
-            f"{difference} {_ADVICE}",
-            expected=expected,
-            actual=actual,
+            "\n".join(lines),
+            expected=describe_event(recorded),
+            actual=describe_event(actual) if isinstance(actual, Event) else actual,
             position=recorded.number,
             source=line,
         )

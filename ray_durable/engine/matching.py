@@ -1,4 +1,4 @@
-"""Comparing what the history holds with what the code asked for.
+"""Comparing what the history holds with what the code asked for, and showing where they differ.
 
 Two caused events match when they are of one kind and say the same. Payloads are compared only if both are JSON, as
 values: other encodings need not be canonical, and a blob that was not loaded cannot be looked into. Failures and texts
@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray_durable.engine.events import Event, ExecutionCompleted
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 
-__all__ = ["Mismatch", "describe_event", "find_mismatch"]
+__all__ = ["Mismatch", "describe_event", "find_mismatch", "show_context", "show_difference"]
 
 _TEXT_CHARS_MAX = 200
 
 
 class Mismatch(NamedTuple):
-    """The first difference: the field ("" for the kind of event) and what is on each side."""
+    """The first difference: the field ("" for the kind of event) and what is on each side.
+
+    `path` leads from the field to the difference, where the field is a JSON value: "['name'][0]".
+    """
 
     field: str
     recorded: str
     generated: str
+    path: str = ""
 
 
 _COMPARED: dict[type[Event], tuple[str, ...]] = {}
@@ -49,27 +53,85 @@ def find_mismatch(recorded: Event, generated: Event) -> Mismatch | None:
         left, right = getattr(recorded, name), getattr(generated, name)
         if left is right:
             continue
-        differ = _payloads_differ(left, right) if isinstance(left, Payload) else left != right
-        if differ:
+        if isinstance(left, Payload) and isinstance(right, Payload):
+            mismatch = _payload_mismatch(name, left, right)
+            if mismatch is not None:
+                return mismatch
+        elif left != right:
             return Mismatch(name, _describe(left), _describe(right))
     return None
 
 
-def _payloads_differ(left: Payload, right: object) -> bool:
-    if not isinstance(right, Payload):
-        return True
+def _payload_mismatch(name: str, left: Payload, right: Payload) -> Mismatch | None:
     if left.encoding != "json" or right.encoding != "json" or left.data is None or right.data is None:
-        return False
-    return left.data != right.data and bool(json.loads(left.data) != json.loads(right.data))
+        return None
+    if left.data == right.data:
+        return None
+    path, here, there = _first_difference(json.loads(left.data), json.loads(right.data))
+    return None if here == there else Mismatch(name, _shorten(repr(here)), _shorten(repr(there)), path)
+
+
+def _first_difference(left: Any, right: Any) -> tuple[str, Any, Any]:
+    """The way to the innermost value in which two JSON values differ first, and both. Equal: two equal values."""
+    path = ""
+    while left != right:
+        if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+            key = next(key for key in left if left[key] != right[key])
+        elif isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+            key = next(index for index, pair in enumerate(zip(left, right, strict=True)) if pair[0] != pair[1])
+        else:
+            break
+        path, left, right = f"{path}[{key!r}]", left[key], right[key]
+    return path, left, right
+
+
+def show_difference(recorded: Event, generated: Event | str, mismatch: Mismatch | None) -> list[str]:
+    """Lines that show both sides as a diff, with the field in which they differ marked.
+
+    `generated` is the event that the code caused, or what the code does instead.
+    """
+    code = describe_event(generated) if isinstance(generated, Event) else generated
+    lines = [_line("- history:", recorded.number, describe_event(recorded)), _line("+ code:", recorded.number, code)]
+    if mismatch is not None and mismatch.field and isinstance(generated, Event):
+        mark = _mark(generated, mismatch.field)
+        if mark:
+            lines.append(_line("?", None, mark))
+        sides = f"{mismatch.recorded} in the history, {mismatch.generated} from the code"
+        lines.append(f"{mismatch.field}{mismatch.path}: {sides}.")
+    return lines
+
+
+def show_context(event: Event) -> str:
+    """The line of a diff for an event in which both sides agree."""
+    return _line("", event.number, describe_event(event))
+
+
+def _line(label: str, number: int | None, text: str) -> str:
+    return f"  {label:<10} {number or '':>4}  {text}"
+
+
+def _mark(event: Event, field: str) -> str:
+    """Carets below the field in the event's description; "" if it is left out there."""
+    at = len(type(event).__name__) + 1
+    for said in _said(event):
+        if said.startswith(f"{field}="):
+            return " " * at + "^" * len(said)
+        at += len(said) + len(", ")
+    return ""
 
 
 def describe_event(event: Event) -> str:
-    """One line for a person: the kind of the event and what it says."""
-    said = ((field.name, getattr(event, field.name)) for field in fields(event) if field.repr)
-    shown = (
-        f"{name}={_describe(value)}" for name, value in said if name not in ("number", "time_us") and value is not None
-    )
-    return f"{type(event).__name__}({', '.join(shown)})"
+    """One line for a person: the kind of the event and what it says. What is empty is left out."""
+    return f"{type(event).__name__}({', '.join(_said(event))})"
+
+
+def _said(event: Event) -> list[str]:
+    shown = ((field.name, getattr(event, field.name)) for field in fields(event) if field.repr)
+    return [
+        f"{name}={_describe(value)}"
+        for name, value in shown
+        if name not in ("number", "time_us") and value not in (None, "", ())
+    ]
 
 
 def _describe(value: object) -> str:
@@ -82,4 +144,8 @@ def _describe(value: object) -> str:
         text = value.describe()
     else:
         text = repr(value)
+    return _shorten(text)
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= _TEXT_CHARS_MAX else f"{text[:_TEXT_CHARS_MAX]}... ({len(text)} characters)"

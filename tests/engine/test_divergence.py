@@ -260,6 +260,49 @@ def test_changed_code_is_told_where_it_parts_from_its_history(case: Divergence, 
     assert pickle.loads(pickle.dumps(error)).source == error.source
 
 
+def test_the_message_is_a_diff_behind_the_events_that_agree() -> None:
+    """Three events of context, both sides, a mark below the first field that differs, and its values."""
+    with pytest.raises(NonDeterminismError) as caught:
+        Execution(main_of(changed_later_input)).apply(history_of_original())
+
+    line = line_of(changed_later_input, "HERE")
+    assert str(caught.value).splitlines()[:-1] == [
+        f"Replay of instance 'instance' diverged from its history at event 5, at {line}.",
+        "                2  TaskScheduled(name='load', input=\"x\", attempt=1)",
+        "                3  TaskCompleted(task=2, result=7, attempt=1)",
+        "                4  TaskScheduled(name='left', input=7, attempt=1)",
+        "  - history:    5  TaskScheduled(name='right', input=7, attempt=1)",
+        "  + code:       5  TaskScheduled(name='right', input=8, attempt=1)",
+        "  ?                                            ^^^^^^^",
+        "input: 7 in the history, 8 from the code.",
+    ]
+    assert "ctx.patched(id)" in str(caught.value).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, "input['a'][1]['b']: 2 in the history, 3 from the code."),
+        ([1, 2], [1, 2, 3], "input: [1, 2] in the history, [1, 2, 3] from the code."),
+        ({"a": {"x": 1}}, {"a": {"y": 1}}, "input['a']: {'x': 1} in the history, {'y': 1} from the code."),
+        (["x" * 500, 1], ["x" * 500, 2], "input[1]: 1 in the history, 2 from the code."),
+    ],
+)
+def test_the_message_leads_to_the_difference_within_a_value(old: Any, new: Any, said: str) -> None:
+    """However large the values around it are."""
+
+    def code(value: Any) -> Orchestrator:
+        async def orchestrator(ctx: Context, _: Any) -> Any:
+            await ctx.call("a", value)
+
+        return orchestrator
+
+    history = Execution(main_of(code(old))).apply([started()])
+    with pytest.raises(NonDeterminismError) as caught:
+        Execution(main_of(code(new))).apply(history)
+    assert said in str(caught.value).splitlines()
+
+
 def test_the_same_code_does_not_diverge() -> None:
     """The histories above are good ones."""
     assert Execution(main_of(original)).apply(history_of_original()) == []
