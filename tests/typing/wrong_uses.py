@@ -4,7 +4,7 @@ The comments name the rule that refuses; `test_typing.py` has both checkers comp
 and about an error without a comment. Never run.
 """
 
-# pyright: standard
+# pyright: standard, reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
