@@ -81,7 +81,7 @@ class Activity(DurableFunction, Generic[P, R_co]):
         super().__init__(function, name=name)
         self.retry = retry
         self.is_local = local
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_async: bool = inspect.iscoroutinefunction(function)
         self.max_slice = max_slice
         self.ray_options: Mapping[str, Any] = dict(ray_options or {})
 

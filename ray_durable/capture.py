@@ -30,7 +30,7 @@ class Bundle(dict[str, DurableFunction]):
 
     def __init__(self, functions: Mapping[str, DurableFunction], left_out: Mapping[str, str]) -> None:
         super().__init__(functions)
-        self.left_out = dict(left_out)
+        self.left_out: dict[str, str] = dict(left_out)
 
 
 def capture_bundle(started: DurableFunction | None = None) -> bytes:

@@ -32,7 +32,7 @@ class DurableFunction:
 
     def __init__(self, function: Callable[..., Any], *, name: str | None) -> None:
         self.function = function
-        self.name = name if name is not None else function.__name__
+        self.name: str = name if name is not None else function.__name__
         self.module: str = function.__module__
         self.qualname: str = function.__qualname__
         self.__doc__ = function.__doc__
