@@ -5,7 +5,7 @@ See the README for a first example, docs/architecture.md for how it works.
 
 from ray_durable.activity_context import ActivityInfo, current_activity
 from ray_durable.authoring import Activity, Orchestrator, activity, orchestrator
-from ray_durable.client import Hub, HubReader, browse, connect
+from ray_durable.client import Hub, connect
 from ray_durable.context import OrchestrationContext
 from ray_durable.determinism import DeterminismWarning
 from ray_durable.engine import RuntimeStatus
@@ -39,7 +39,9 @@ from ray_durable.errors import (
 )
 from ray_durable.failure import Failure
 from ray_durable.handle import Handle
+from ray_durable.reader import HubReader, browse
 from ray_durable.retry import RetryPolicy
+from ray_durable.runtime.explanation import Explanation, Waiting
 from ray_durable.runtime.status import InstanceStatus, Owner, Progress
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "CorruptLogError",
     "DeterminismWarning",
     "DurableError",
+    "Explanation",
     "Failure",
     "FencedError",
     "FunctionNotFoundError",
@@ -83,6 +86,7 @@ __all__ = [
     "StoreUnavailableError",
     "SubOrchestrationError",
     "UnsupportedStoreError",
+    "Waiting",
     "activity",
     "browse",
     "connect",

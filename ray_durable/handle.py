@@ -6,6 +6,7 @@ from collections.abc import Generator
 from typing import Any, Generic, Protocol, TypeVar
 
 from ray_durable.engine import Event
+from ray_durable.runtime.explanation import Explanation
 from ray_durable.runtime.status import InstanceStatus, Owner
 
 __all__ = ["Handle", "HandlePort"]
@@ -23,10 +24,17 @@ class HandlePort(Protocol):
         """Await a coroutine of the client from another event loop."""
 
     async def status(self, instance_id: str) -> InstanceStatus: ...
-    async def history(self, instance_id: str) -> list[Event]: ...
+    async def history(self, instance_id: str, execution: int | None) -> list[Event]: ...
     async def result(self, instance_id: str, timeout_s: float | None) -> Any: ...
     async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None) -> None: ...
-    async def terminate(self, instance_id: str, reason: str) -> None: ...
+    async def terminate(self, instance_id: str, reason: str, recursive: bool) -> None: ...
+    async def suspend(self, instance_id: str, reason: str) -> None: ...
+    async def resume(self, instance_id: str, reason: str) -> None: ...
+    async def rewind(self, instance_id: str, reason: str) -> None: ...
+    async def restart(self, instance_id: str, new_id: str | None, reason: str) -> str: ...
+    async def fork(self, instance_id: str, new_id: str | None, after: int | None) -> str: ...
+    async def purge(self, instance_id: str) -> None: ...
+    async def explain(self, instance_id: str) -> Explanation: ...
 
 
 class Handle(Generic[R_co]):
@@ -45,10 +53,18 @@ class Handle(Generic[R_co]):
         """The process that last took the instance over; None before the first."""
         return self.status().owner
 
-    def history(self) -> list[Event]:
-        """The events of the present execution, in order, read from storage; large payloads are not loaded."""
-        events: list[Event] = self._client.run(self._client.history(self.instance_id))
+    def history(self, execution: int | None = None) -> list[Event]:
+        """The events of an execution (default: the newest), in order, from storage; large payloads are not loaded.
+
+        Earlier executions, before a continue-as-new, restart or rewind, stay for the hub's grace period.
+        """
+        events: list[Event] = self._client.run(self._client.history(self.instance_id, execution))
         return events
+
+    def explain(self) -> Explanation:
+        """What the instance waits for, each with the line of code that asked for it. Print it."""
+        explanation: Explanation = self._client.run(self._client.explain(self.instance_id))
+        return explanation
 
     def result(self, timeout: float | None = None) -> R_co:
         """Wait for the end and return the orchestrator's result. `timeout` in seconds.
@@ -70,13 +86,76 @@ class Handle(Generic[R_co]):
         """
         self._client.run(self._client.raise_event(self.instance_id, name, value, event_id))
 
-    def terminate(self, reason: str = "") -> None:
+    def terminate(self, reason: str = "", *, recursive: bool = True) -> None:
         """End the instance; running activities are ended too. Returns when that is durable.
+
+        With `recursive`, instances that it called and still waits for are terminated as well.
 
         Raises:
             InstanceNotFoundError, InstanceEndedError: there is nothing to end.
         """
-        self._client.run(self._client.terminate(self.instance_id, reason))
+        self._client.run(self._client.terminate(self.instance_id, reason, recursive))
+
+    def suspend(self, reason: str = "") -> None:
+        """Let nothing more happen in the instance until `resume`; what arrives meanwhile is kept, in order.
+
+        Running activities go on, and so do instances that it called. Suspending twice is suspending once.
+
+        Raises:
+            InstanceNotFoundError, InstanceEndedError: there is nothing to suspend.
+        """
+        self._client.run(self._client.suspend(self.instance_id, reason))
+
+    def resume(self, reason: str = "") -> None:
+        """Let a suspended instance go on with what was kept. Nothing changes if it is not suspended.
+
+        Raises:
+            InstanceNotFoundError, InstanceEndedError: there is nothing to resume.
+        """
+        self._client.run(self._client.resume(self.instance_id, reason))
+
+    def rewind(self, reason: str = "") -> None:
+        """Let a failed instance go on from before its failure: the activities and instances that failed run again.
+
+        Results that were recorded stay. Where the orchestrator's own code failed, its last step runs again, with the
+        code of now.
+
+        Raises:
+            InstanceNotFoundError, InstanceActiveError: there is nothing, or nothing that has ended.
+            ConfigurationError: it did not fail.
+        """
+        self._client.run(self._client.rewind(self.instance_id, reason))
+
+    def restart(self, instance_id: str | None = None, *, reason: str = "") -> Handle[R_co]:
+        """Run it once more from the beginning, with the same input: under the same id once it has ended, or as a new
+        instance with another `instance_id`, at any time.
+
+        Raises:
+            InstanceNotFoundError, InstanceActiveError: there is nothing, or nothing that has ended.
+            InstanceExistsError: the other id is taken by an instance that runs.
+        """
+        running: str = self._client.run(self._client.restart(self.instance_id, instance_id, reason))
+        return Handle(self._client, running)
+
+    def fork(self, instance_id: str | None = None, *, after: int | None = None) -> Handle[R_co]:
+        """Start a new instance that goes on from this one's history: from behind its event number `after` (default:
+        all of it). What had no outcome there runs in the new instance, too; this one is not touched.
+
+        Raises:
+            InstanceNotFoundError: there is nothing to fork from.
+            InstanceExistsError: the new id (default: a random one) is taken.
+            ConfigurationError: there is no such event.
+        """
+        forked: str = self._client.run(self._client.fork(self.instance_id, instance_id, after))
+        return Handle(self._client, forked)
+
+    def purge(self) -> None:
+        """Remove an instance that has ended, with its history: it is gone at once, its objects after the grace period.
+
+        Raises:
+            InstanceNotFoundError, InstanceActiveError: there is nothing, or nothing that has ended.
+        """
+        self._client.run(self._client.purge(self.instance_id))
 
     def __await__(self) -> Generator[Any, None, R_co]:
         return self._client.relay(self._client.result(self.instance_id, None)).__await__()

@@ -119,7 +119,7 @@ class ExecutionCommands(ExecutionState):
         If decoding raises, the future gets the error, and the event is kept for the next wait.
         """
         self._require_open()
-        return self._events.wait(name, decode)
+        return self._events.wait(name, decode, calling_source())
 
     def set_custom_status(self, value: Payload) -> None:
         """Show `value` as the instance's custom status."""

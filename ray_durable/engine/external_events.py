@@ -15,6 +15,7 @@ from typing import Any
 from ray_durable.engine.events import EventRaised
 from ray_durable.engine.futures import CommandFuture, fail, resolve
 from ray_durable.engine.loop import EventLoop
+from ray_durable.engine.source import Source
 from ray_durable.payload import Payload
 
 __all__ = ["ExternalEvents", "decode_into"]
@@ -38,10 +39,20 @@ def decode_into(future: CommandFuture, decode: _Decode, payload: Payload) -> boo
 
 
 class _Waiter:
-    __slots__ = ("decode", "events", "future", "name")
+    __slots__ = ("decode", "events", "future", "name", "since_us", "source")
 
-    def __init__(self, events: ExternalEvents, name: str, future: CommandFuture, decode: _Decode) -> None:
+    def __init__(
+        self,
+        events: ExternalEvents,
+        name: str,
+        future: CommandFuture,
+        decode: _Decode,
+        since_us: int,
+        source: Source | None,
+    ) -> None:
         self.events = events
+        self.since_us = since_us
+        self.source = source
         self.name = name
         self.future = future
         self.decode = decode
@@ -75,8 +86,8 @@ class ExternalEvents:
         """The ids of the last 1,000 events that have one, in the order of their arrival."""
         return list(islice(reversed(self._seen), _RECENT_MAX))[::-1]
 
-    def wait(self, name: str, decode: _Decode) -> CommandFuture:
-        """A future of the next event of this name."""
+    def wait(self, name: str, decode: _Decode, source: Source | None = None) -> CommandFuture:
+        """A future of the next event of this name. `source` is the line that asks."""
         future = self._loop.create_command_future()
         unread = self._unread.get(name)
         if unread:
@@ -85,7 +96,7 @@ class ExternalEvents:
                 if not unread:
                     del self._unread[name]
         else:
-            waiter = _Waiter(self, name, future, decode)
+            waiter = _Waiter(self, name, future, decode, self._loop.now_us, source)
             future.command = waiter
             self._waiters.setdefault(name, OrderedDict())[waiter] = None
         return future
@@ -114,6 +125,13 @@ class ExternalEvents:
     def waiting_for(self) -> list[str]:
         """The names that are waited for, in the order in which the waiting for each began."""
         return list(self._waiters)
+
+    def waits(self) -> list[tuple[str, int, Source | None]]:
+        """Who waits: the name, since when (microseconds) and the line of code, in the order in which it began."""
+        waiters = [waiter for waiting in self._waiters.values() for waiter in waiting]
+        return [
+            (one.name, one.since_us, one.source) for one in sorted(waiters, key=lambda waiter: hash(waiter.future))
+        ]
 
     def unread(self) -> list[EventRaised]:
         """The events that nobody has taken, in the order of their arrival."""

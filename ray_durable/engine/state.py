@@ -135,6 +135,11 @@ class ExecutionState:
         return self._events.waiting_for()
 
     @property
+    def event_waits(self) -> list[tuple[str, int, str]]:
+        """The external events that the code waits for: name, since when (microseconds), and "file:line" of the wait."""
+        return [(name, since_us, describe_source(source)) for name, since_us, source in self._events.waits()]
+
+    @property
     def unread_events(self) -> list[EventRaised]:
         """The external events that nobody has taken, in the order of their arrival.
 

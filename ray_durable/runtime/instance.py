@@ -46,6 +46,7 @@ from ray_durable.payload import Payload
 from ray_durable.runtime.alarm import Alarm
 from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.delivery import received
+from ray_durable.runtime.explanation import Explanation, explain_execution, explain_history
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.inbox import Arrival, Inbox
 from ray_durable.runtime.lifecycle import create_linked, create_successor
@@ -58,7 +59,7 @@ from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort
 from ray_durable.runtime.problems import Problems
 from ray_durable.runtime.records import encode_events
 from ray_durable.runtime.release import Releaser, outcome_event
-from ray_durable.runtime.status import Owner, summarize
+from ray_durable.runtime.status import InstanceStatus, Owner, summarize
 from ray_durable.runtime.succession import continued, link_of
 from ray_durable.runtime.termination import record_termination
 from ray_durable.storage import ClaimLostError, RunLog
@@ -152,6 +153,18 @@ class Instance:
     async def deliver(self, message: Message) -> None:
         """Take a message of another instance; returns when it is durable. InstanceEndedError after the end."""
         await self._put(Arrival(events=[], message=message, done=asyncio.get_running_loop().create_future()))
+
+    async def explain(self) -> Explanation:
+        """What it waits for, and which worker is at it."""
+        if self._is_over or not hasattr(self, "_execution") or self._execution.started is None:
+            return explain_history(await self._hub.status(self.instance_id), await self._hub.history(self.instance_id))
+        status = InstanceStatus.from_summary(self._summary(self._log.epoch), problem=self.problem)
+        try:
+            calls = await self._dispatcher.explain(self._started.run)
+        except DispatcherLostError:
+            calls = []
+        child_id, now_us = self._mail.child_id, self._clock.now_us()
+        return explain_execution(status, self._execution, child_id, calls, now_us)
 
     async def terminate(self, reason: str, request_id: str, recursive: bool = True) -> None:
         """Returns when the end is durable. InstanceEndedError if it has ended already."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ray_durable.errors import ClusterConnectionError
 from ray_durable.runtime.correspondence import Message
-from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply
+from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply
 
 __all__ = ["ActorDirectory", "Clock", "DispatcherLostError", "DispatcherPort", "InstanceDirectory", "SystemClock"]
 
@@ -47,6 +47,9 @@ class DispatcherPort(Protocol):
 
     async def exchange(self, request: Exchange) -> ExchangeReply:
         """See `Dispatcher.exchange`."""
+
+    async def explain(self, run: str) -> list[CallState]:
+        """See `Dispatcher.explain`."""
 
 
 class InstanceDirectory(Protocol):

@@ -27,6 +27,7 @@ from ray_durable.runtime.actors.calls import admit, answer, ask_instance, find
 from ray_durable.runtime.actors.cluster import DISPATCHER, SUPERVISOR, Cluster, instance_name
 from ray_durable.runtime.actors.hosts import DispatcherActor, SupervisorActor
 from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.explanation import Explanation
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import Lease, find_lease, is_cluster_reachable
 from ray_durable.runtime.ports import SystemClock
@@ -40,6 +41,7 @@ T = TypeVar("T")
 
 _REPAIR_PAUSE_S = 0.2
 _LATE_S_MAX = 1.0
+_EXPLAIN_S_MAX = 15.0
 _SUPERVISOR_S_MAX = 60.0
 _LEASE_S = 3.0
 _RENEWALS_OF_THE_LIVING = 3
@@ -164,6 +166,11 @@ class Connection:
             ClusterConnectionError: it did not answer; whether it did what was asked is unknown.
         """
         return await ask_instance(self._cluster, instance_id, call)
+
+    async def explain(self, instance_id: str) -> Explanation | None:
+        """What the instance's owner says that it waits for; None if it has none."""
+        actor = await find(self._cluster, instance_name(instance_id))
+        return None if actor is None else await answer(actor.explain.remote(), _LATE_S_MAX + _EXPLAIN_S_MAX)
 
     async def wait_ended(self, instance_id: str, timeout_s: float) -> bool:
         """Wait for the instance's end, at most so long; False if it is not known to have ended."""

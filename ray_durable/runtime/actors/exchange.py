@@ -12,7 +12,7 @@ import ray.exceptions
 from ray_durable.runtime.actors.cluster import DISPATCHER
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.channel import ExchangeChannel
-from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply
+from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply
 from ray_durable.runtime.ports import DispatcherLostError
 
 __all__ = ["DispatcherHandle"]
@@ -44,6 +44,9 @@ class DispatcherHandle:
         if self._channel is not None:
             return await self._channel.exchange(request)
         return await self._call("exchange", request)  # type: ignore[no-any-return]
+
+    async def explain(self, run: str) -> list[CallState]:
+        return await self._call("explain", run)  # type: ignore[no-any-return]
 
     async def _call(self, method: str, *args: Any) -> Any:
         try:

@@ -1,0 +1,321 @@
+"""Looking into a hub: statuses, histories, results and listings, from storage alone. Loads no Ray, writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Coroutine, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import platformdirs
+
+from ray_durable import registry
+from ray_durable.engine import Event, ExecutionCompleted, RuntimeStatus
+from ray_durable.errors import (
+    ConfigurationError,
+    FunctionNotFoundError,
+    OrchestrationFailedError,
+    OrchestrationTerminatedError,
+    SerializationError,
+)
+from ray_durable.handle import Handle
+from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.explanation import Explanation, explain_history
+from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.loop_thread import LoopThread
+from ray_durable.runtime.status import InstanceStatus
+from ray_durable.storage import check_hub_name, check_instance_id, latest_execution, list_ended, list_open
+
+__all__ = ["HubReader", "address_of", "browse", "default_root", "variable_of"]
+
+T = TypeVar("T")
+
+_POLL_S_FIRST, _POLL_S_MAX = 0.05, 1.0
+
+
+def browse(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    hub: str = "default",
+    storage_options: Mapping[str, Any] | str | None = None,
+) -> HubReader:
+    """Look into a hub without Ray: statuses, histories, listings. Nothing is started, nothing is written.
+
+    Raises:
+        ConfigurationError: there is no such hub, or an argument cannot work.
+        StoreError: the root cannot be read.
+    """
+    check_hub_name(hub)
+    address, options = address_of(root, hub, storage_options)
+    if options is not None:
+        os.environ[variable_of(address)] = json.dumps(options)
+    reader = HubReader(address)
+    try:
+        reader.run(reader._require_hub())
+    except BaseException:
+        reader.close()
+        raise
+    return reader
+
+
+def default_root() -> Path:
+    """The private local root: a folder in the user's data directory."""
+    return Path(platformdirs.user_data_dir("ray_durable")) / "root"
+
+
+class HubReader:
+    """A hub as its storage shows it."""
+
+    def __init__(self, address: HubAddress) -> None:
+        self.address = address
+        self._thread = LoopThread(name="client")
+        self._opened: OpenHub | None = None
+
+    def get(self, instance_id: str) -> Handle[Any]:
+        """A handle on the instance with this id, whether it exists or not."""
+        check_instance_id(instance_id)
+        return Handle(self, instance_id)
+
+    def instances(
+        self,
+        *,
+        status: RuntimeStatus | str | Iterable[RuntimeStatus | str] | None = None,
+        prefix: str = "",
+        name: str | None = None,
+        created_from: datetime | None = None,
+        created_to: datetime | None = None,
+    ) -> list[InstanceStatus]:
+        """Instances, oldest first, that match all filters: status(es), beginning of the id, name of the orchestrator,
+        time of creation (aware datetimes)."""
+        wanted = [status] if isinstance(status, str) else None if status is None else list(status)
+        statuses = None if wanted is None else {_status(one) for one in wanted}
+        bounds = (_to_us(created_from, "created_from"), _to_us(created_to, "created_to"))
+        found = self.run(self._instances(statuses, prefix, *bounds))
+        return [one for one in found if name is None or one.name == name]
+
+    def close(self) -> None:
+        """Give connections back. Instances go on; calls that wait, and those to come, raise ClosedError."""
+        self._thread.stop(self._give_back)
+
+    def __enter__(self) -> HubReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.address.hub!r} at {self.address.root}>"
+
+    # What handles use
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of this client, from any thread. ClosedError once it is closed."""
+        return self._thread.run(coroutine)
+
+    async def relay(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine of this client from another event loop. ClosedError once it is closed."""
+        return await asyncio.wrap_future(self._thread.submit(coroutine))
+
+    async def status(self, instance_id: str) -> InstanceStatus:
+        """See `Handle.status`."""
+        return await (await self._hub()).status(instance_id)
+
+    async def history(self, instance_id: str, execution: int | None) -> list[Event]:
+        """See `Handle.history`."""
+        return await (await self._hub()).history(instance_id, execution)
+
+    async def result(self, instance_id: str, timeout_s: float | None) -> Any:
+        """See `Handle.result`: looks again and again, since a reader has nobody to ask."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        poll_s, was_told = _POLL_S_FIRST, False
+        while (end := await (await self._hub()).end(instance_id)) is None:
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                await self._raise_timeout(instance_id, timeout_s)
+            if was_told:
+                # Somebody let it begin anew at that moment.
+                await asyncio.sleep(poll_s)
+            wait_s = poll_s if left_s is None else min(poll_s, left_s)
+            was_told = await self._wait_for_end(instance_id, wait_s, left_s)
+            if not was_told:
+                poll_s = min(_POLL_S_MAX, 2 * poll_s)
+        return await self._outcome(instance_id, end)
+
+    async def explain(self, instance_id: str) -> Explanation:
+        """See `Handle.explain`; from storage, which knows neither workers nor lines of code."""
+        hub = await self._hub()
+        return explain_history(await hub.status(instance_id), await hub.history(instance_id))
+
+    async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None) -> None:
+        """A reader changes nothing."""
+        raise self._reads_only("raise events")
+
+    async def terminate(self, instance_id: str, reason: str, recursive: bool) -> None:
+        """A reader changes nothing."""
+        raise self._reads_only("terminate instances")
+
+    async def suspend(self, instance_id: str, reason: str) -> None:
+        """A reader changes nothing."""
+        raise self._reads_only("suspend instances")
+
+    async def resume(self, instance_id: str, reason: str) -> None:
+        """A reader changes nothing."""
+        raise self._reads_only("resume instances")
+
+    async def rewind(self, instance_id: str, reason: str) -> None:
+        """A reader changes nothing."""
+        raise self._reads_only("rewind instances")
+
+    async def restart(self, instance_id: str, new_id: str | None, reason: str) -> str:
+        """A reader changes nothing."""
+        raise self._reads_only("restart instances")
+
+    async def fork(self, instance_id: str, new_id: str | None, after: int | None) -> str:
+        """A reader changes nothing."""
+        raise self._reads_only("fork instances")
+
+    async def purge(self, instance_id: str) -> None:
+        """A reader changes nothing."""
+        raise self._reads_only("purge instances")
+
+    @staticmethod
+    def _reads_only(purpose: str) -> ConfigurationError:
+        return ConfigurationError(f"This hub was opened to read: use ray_durable.connect to {purpose}")
+
+    async def _require_hub(self) -> None:
+        hub = await self._hub()
+        if not await hub.exists():
+            raise ConfigurationError(
+                f"There is no hub {self.address.hub!r} at {hub.store.url}: check the root and the hub's name, or "
+                "create it with ray_durable.connect"
+            )
+
+    async def _give_back(self) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+    async def _hub(self) -> OpenHub:
+        if self._opened is None:
+            self._opened = await OpenHub.open(self.address)
+        return self._opened
+
+    async def _wait_for_end(self, instance_id: str, poll_s: float, left_s: float | None) -> bool:
+        """Wait until the end may have come; whether there is reason to think so."""
+        await asyncio.sleep(poll_s)
+        return False
+
+    async def _raise_timeout(self, instance_id: str, timeout_s: float | None) -> None:
+        status = await self.status(instance_id)
+        problem = f" It waits: {status.problem}." if status.problem else ""
+        raise TimeoutError(
+            f"Instance {instance_id!r} is {status.runtime_status} after {timeout_s} s.{problem} It goes on; ask again"
+        )
+
+    async def _outcome(self, instance_id: str, end: ExecutionCompleted) -> Any:
+        hub = await self._hub()
+        if end.status is RuntimeStatus.COMPLETED and end.result is not None:
+            where = f"result of instance {instance_id!r}"
+            return hub.codec.decode(end.result, await self._result_type(instance_id), where=where)
+        failure = end.failure
+        assert failure is not None, "what did not complete has a failure"
+        if end.status is RuntimeStatus.TERMINATED:
+            raise OrchestrationTerminatedError(
+                f"Instance {instance_id!r} was terminated: {failure.message or 'no reason given'}",
+                instance_id=instance_id,
+                reason=failure.message,
+            )
+        name = (await hub.status(instance_id)).name
+        text = failure.message if failure.type_name == "ActivityError" else failure.describe()
+        raise OrchestrationFailedError(
+            f"Orchestrator function '{name}' failed: {text}", instance_id=instance_id, failure=failure
+        )
+
+    async def _result_type(self, instance_id: str) -> Any:
+        """The annotated result of the orchestrator: this process's own definition before the stored one."""
+        hub = await self._hub()
+        started = await hub.started(instance_id)
+        try:
+            return registry.lookup(started.name).result_annotation
+        except FunctionNotFoundError:
+            pass
+        try:
+            return (await hub.load_orchestration(started)).function.result_annotation
+        except (FunctionNotFoundError, SerializationError):
+            return Any
+
+    async def _instances(
+        self, statuses: set[RuntimeStatus] | None, prefix: str, from_us: int | None, to_us: int | None
+    ) -> list[InstanceStatus]:
+        hub = await self._hub()
+        found: dict[str, InstanceStatus] = {}
+        for entry in await list_open(hub.store, hub.keys):
+            if entry.instance_id.startswith(prefix) and await latest_execution(hub.store, hub.keys, entry.instance_id):
+                found[entry.instance_id] = await hub.status(entry.instance_id)
+        finals = None if statuses is None else [status.value for status in statuses if status.is_final]
+        token: str | None = None
+        while finals != []:
+            page = await list_ended(
+                hub.store,
+                hub.keys,
+                statuses=finals,
+                prefix=prefix,
+                created_from_us=from_us,
+                created_to_us=to_us,
+                token=token,
+            )
+            # The open set knows better: a summary is left behind for a moment when an instance begins anew.
+            found = {s["instance"]: InstanceStatus.from_summary(s) for s in page.summaries} | found
+            token = page.next_token
+            if token is None:
+                break
+        matching = [
+            one
+            for one in found.values()
+            if (statuses is None or one.runtime_status in statuses)
+            and (from_us is None or one.created_us >= from_us)
+            and (to_us is None or one.created_us <= to_us)
+        ]
+        return sorted(matching, key=lambda one: (one.created_us, one.instance_id))
+
+
+def address_of(
+    root: str | os.PathLike[str] | None, hub: str, storage_options: Mapping[str, Any] | str | None
+) -> tuple[HubAddress, Mapping[str, Any] | None]:
+    """The hub's address, and the options that were given as a dict."""
+    url = os.fspath(default_root() if root is None else root)
+    if "://" not in url:
+        url = str(Path(url).expanduser().absolute())
+    if isinstance(storage_options, str):
+        return HubAddress(root=url, hub=hub, options_source=storage_options), None
+    address = HubAddress(root=url, hub=hub)
+    if storage_options is None:
+        return address, None
+    return HubAddress(root=url, hub=hub, options_source=f"env:{variable_of(address)}"), storage_options
+
+
+def variable_of(address: HubAddress) -> str:
+    return f"RAY_DURABLE_STORAGE_OPTIONS_{address.digest.upper()}"
+
+
+def _status(given: RuntimeStatus | str) -> RuntimeStatus:
+    try:
+        return RuntimeStatus(given)
+    except ValueError:
+        known = ", ".join(repr(str(one.value)) for one in RuntimeStatus)
+        raise ConfigurationError(f"There is no status {given!r}: use one of {known}") from None
+
+
+def _to_us(moment: datetime | None, argument: str) -> int | None:
+    if moment is None:
+        return None
+    if moment.utcoffset() is None:
+        raise ConfigurationError(
+            f"{argument} is {moment!r}, which has no time zone: give an aware datetime, for example "
+            "datetime.now(timezone.utc), or moment.astimezone() for local time"
+        )
+    return int(moment.timestamp() * 1_000_000)
