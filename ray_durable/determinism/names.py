@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 
-from ray_durable.determinism.rules import has_rules, public_names
+from ray_durable.determinism.rules import advice_for_call, has_rules, public_names
 from ray_durable.determinism.sources import children
 
 __all__ = ["Meaning", "Names", "Scope", "scope_of"]
@@ -161,7 +161,11 @@ class Names:
                 return None if base is None else self._attribute(base, attribute)
             case ast.Call(func=called):
                 base = self.meaning(called, scope)
-                return None if base is None else Meaning(path=f"{base.path}()")
+                has_arguments = bool(expression.args or expression.keywords)
+                # What a wrong call returns is no second mistake.
+                if base is None or advice_for_call(base.path, has_arguments=has_arguments) is not None:
+                    return None
+                return Meaning(path=f"{base.path}()")
             case ast.BinOp(left=left, op=ast.Div()):
                 base = self.meaning(left, scope)
                 return base if base is not None and base.path == "pathlib.Path()" else None
@@ -187,20 +191,21 @@ class Names:
         if first.imported is not None:
             return self._imported(first.imported)
         if first.value is not None:
-            return self._bound_value(first.value, found)
+            return self._followed(first.value, found)
         if first.annotation is not None:
-            kind = self.meaning(first.annotation, found.parent or found)
+            kind = self._followed(first.annotation, found)
             return Meaning(path="pathlib.Path()") if kind is not None and kind.path == "pathlib.Path" else None
         return None
 
-    def _bound_value(self, value: ast.expr, scope: Scope) -> Meaning | None:
-        if id(value) in self._resolving:
+    def _followed(self, expression: ast.expr, scope: Scope) -> Meaning | None:
+        """The meaning of what a name is bound to; None where names lead in a circle."""
+        if id(expression) in self._resolving:
             return None
-        self._resolving.add(id(value))
+        self._resolving.add(id(expression))
         try:
-            return self.meaning(value, scope)
+            return self.meaning(expression, scope)
         finally:
-            self._resolving.discard(id(value))
+            self._resolving.discard(id(expression))
 
     def _outer(self, name: str, *, is_global: bool) -> Meaning | None:
         spaces: list[Mapping[str, object]] = [self._globals, vars(builtins)]

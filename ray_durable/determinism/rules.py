@@ -131,6 +131,8 @@ def advice_for_call(path: str, *, has_arguments: bool) -> str | None:
 
 def advice_for_read(path: str) -> str | None:
     """The same for whatever is done with what is named `path`."""
+    if "()" in path:
+        return None
     return next((text for name, text in _READS.items() if path == name or path.startswith(f"{name}.")), None)
 
 

@@ -182,6 +182,8 @@ class _Finder:
             return CALLED_ACTIVITY.format(name=ast.unparse(node.func))
         if isinstance(value, FunctionType) and value.__globals__ is self._function.__globals__:
             self.helpers.setdefault(id(value), value)
+        if isinstance(value, type) and issubclass(value, BaseException):
+            return None
         if meaning.path == "builtins.hash" and node.args and _is_number(node.args[0]):
             return None
         return advice_for_call(meaning.path, has_arguments=bool(node.args or node.keywords))

@@ -221,6 +221,8 @@ def test_what_a_replay_does_not_repeat_is_warned_of(modules: Modules, line: str,
         "hash(5)",
         "await ctx.call_activity(score, 'x'); await ctx.map(score, ['x'])",
         "clock = time.time",
+        "raise subprocess.CalledProcessError(1, 'x')",
+        "time = time.time\ntime()",
         "try: pass\nexcept subprocess.CalledProcessError: pass",
         "time.time()  # durable: ok",
         "random.random()  # seeded above.  # durable: ok, it is for a log line",
@@ -255,6 +257,26 @@ def test_each_use_is_told_once_in_the_order_of_the_code(modules: Modules) -> Non
     assert [modules.line(warning) for warning in found] == [
         ".now()",
         *2 * ["b = [time.time(), time.time(), uuid.uuid4()]"],
+    ]
+
+
+def test_what_a_wrong_call_returned_is_no_second_mistake(modules: Modules) -> None:
+    """One warning for the request, none for each line that reads its answer."""
+    found = modules.body(
+        """
+        import requests
+        answer = requests.get("http://x")
+        answer.json()
+        home = os.environ.get("HOME")
+        home.strip()
+        session = requests.Session()
+        session.get("http://x")
+        """
+    )
+    assert [modules.line(warning) for warning in found] == [
+        'answer = requests.get("http://x")',
+        'home = os.environ.get("HOME")',
+        "session = requests.Session()",
     ]
 
 
