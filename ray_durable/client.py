@@ -81,8 +81,8 @@ def connect(
     process reads them as JSON; a dict serves when this call starts a local Ray. `takeover` takes the hub from a living
     holder, which then stands down. `shared` says that a local root is a disk that all nodes see. At most
     `live_instances_max` instances have an actor at a time, counted apart for each depth of calls; others wait as
-    Pending. `grace` is a setting of the hub, made when the hub is (default: 24 hours): for so long, executions that were
-    continued, and purged instances, stay in storage, so that a writer that was stopped meanwhile cannot do harm.
+    Pending. `grace` is a setting of the hub, made when the hub is (default: 24 hours): for so long, executions that
+    were continued, and purged instances, stay in storage, so that a writer that was stopped meanwhile does no harm.
     `ray_init` are arguments of `ray.init`, used when Ray is not connected yet.
 
     Raises:

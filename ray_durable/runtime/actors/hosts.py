@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import ray
 import ray.util
 
+from ray_durable.engine import ExecutionTerminated
 from ray_durable.errors import FencedError, InstanceNotFoundError
 from ray_durable.payload import Payload
 from ray_durable.runtime.actors.calls import InstanceActors
@@ -23,20 +25,27 @@ from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.channel import ChannelServer
 from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.dispatcher import Dispatcher
+from ray_durable.runtime.explanation import Explanation, explain_history
 from ray_durable.runtime.framing import Endpoint
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
 from ray_durable.runtime.lease import Lease, LeaseKeeper, find_lease
 from ray_durable.runtime.loop_thread import LoopThread
-from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply
+from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply
 from ray_durable.runtime.ports import SystemClock
 from ray_durable.runtime.supervisor import Supervisor
+from ray_durable.runtime.termination import record_termination
+from ray_durable.runtime.watch import LoopWatch
+from ray_durable.storage import ClaimLostError
 
 __all__ = ["DispatcherActor", "OrchestrationActor", "SupervisorActor"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_LOOK_S = 0.5
+_BLOCK_ADVICE = "computations and time.sleep belong into activities, waits are awaited. terminate() ends it."
 
 _LINGER_S = 1.0
 """How long the actor of an ended instance stays, for callers that wait for the end."""
@@ -50,10 +59,14 @@ class OrchestrationActor:
         self._hub_epoch = hub_epoch
         self._instance_id = instance_id
         self._instance: Instance | None = None
+        self._hub: OpenHub | None = None
         # Of Ray's loop, on which `__init__` runs: whoever waits for the end does not wait for the turns' thread.
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         self._turns = LoopThread(name="turns")
+        self._watch = LoopWatch(self._turns.loop, self._report_block)
+        # Kept, since loops hold their tasks weakly.
+        self._watching = self._loop.create_task(self._watch.run())
         self._turns.submit(self._live())
 
     async def raise_event(self, name: str, value: Payload, event_id: str) -> None:
@@ -61,8 +74,13 @@ class OrchestrationActor:
         await self._ask(lambda instance: instance.raise_event(name, value, event_id))
 
     async def terminate(self, reason: str, request_id: str, recursive: bool) -> None:
-        """See `Instance.terminate`."""
-        await self._ask(lambda instance: instance.terminate(reason, request_id, recursive))
+        """See `Instance.terminate`. While user code blocks the turns, the end is written from here, past it."""
+        asked = asyncio.ensure_future(self._ask(lambda instance: instance.terminate(reason, request_id, recursive)))
+        while not (await asyncio.wait({asked}, timeout=_LOOK_S))[0]:
+            if self._watch.is_blocked and await self._end_blocked(reason, request_id, recursive):
+                asked.cancel()
+                return
+        await asked
 
     async def suspend(self, reason: str, request_id: str) -> None:
         """See `Instance.suspend`."""
@@ -82,10 +100,50 @@ class OrchestrationActor:
             await asyncio.wait_for(self._over.wait(), timeout_s)
         return self._over.is_set()
 
+    async def explain(self) -> Explanation:
+        """See `Instance.explain`. While user code blocks the turns: what storage tells, and where the code is."""
+        asked = asyncio.ensure_future(self._ask(lambda instance: instance.explain()))
+        while not (await asyncio.wait({asked}, timeout=_LOOK_S))[0]:
+            stack = self._watch.stack()
+            if stack is not None:
+                asked.cancel()
+                hub = await self._own_hub()
+                told = explain_history(await hub.status(self._instance_id), await hub.history(self._instance_id))
+                return dataclasses.replace(told, stack=stack)
+        return await asked
+
     async def describe(self) -> dict[str, Any]:
         """What the host knows without asking the turn's thread: it answers even when user code blocks that."""
         instance = self._instance
         return {"pid": os.getpid(), "host": socket.gethostname(), "problem": instance.problem if instance else None}
+
+    async def _own_hub(self) -> OpenHub:
+        """The hub, opened for Ray's loop."""
+        if self._hub is None:
+            self._hub = await OpenHub.open(self._address, epoch=self._hub_epoch)
+        return self._hub
+
+    async def _report_block(self, stack: str | None) -> None:
+        """Say in the log and in the status where the code is that blocks; or that it goes on."""
+        problem = None
+        if stack is not None:
+            logger.error("%s", f"instance {self._instance_id}: its code keeps the thread, at\n{stack}")
+            problem = f"its code keeps the thread, so nothing else can happen: {_BLOCK_ADVICE} It is at\n{stack}"
+        await (await self._own_hub()).note_problem(self._instance_id, problem)
+
+    async def _end_blocked(self, reason: str, request_id: str, recursive: bool) -> bool:
+        """Terminate past the code that blocks, which cannot go on: a new process does what is left to do."""
+        event = ExecutionTerminated(reason=reason, request_id=request_id, recursive=recursive)
+        try:
+            hub = await self._own_hub()
+            if not await record_termination(hub, self._instance_id, event, SystemClock().now_us()):
+                return False
+        except ClaimLostError:
+            return False  # it was not blocked for good: ask again
+        logger.warning("instance %s: terminated while its code kept the thread", self._instance_id)
+        # After the answer is on its way.
+        self._loop.call_later(_LOOK_S, os._exit, 1)
+        return True
 
     async def _ask(self, question: Callable[[Instance], Awaitable[T]]) -> T:
         async def ask() -> T:
@@ -141,6 +199,10 @@ class DispatcherActor:
     async def exchange(self, request: Exchange) -> ExchangeReply:
         """See `Dispatcher.exchange`."""
         return await self._ask(self._dispatcher.exchange(request))
+
+    async def explain(self, run: str) -> list[CallState]:
+        """See `Dispatcher.explain`."""
+        return await self._ask(self._dispatcher.explain(run))
 
     async def snapshot(self) -> dict[str, Any]:
         """See `Dispatcher.snapshot`."""
