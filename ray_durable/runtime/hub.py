@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import stat
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,6 +120,8 @@ class OpenHub:
         self.epoch = epoch
         self.limits = Limits()
         self.codec = Codec(trust=_trust(store), limits=self.limits)
+        # Makes the random ids of new executions, from which all random numbers of their code come.
+        self.new_run: Callable[[], str] = lambda: uuid.uuid4().hex
         self._bundles: dict[str, Bundle] = {}
         self._settings: Mapping[str, Any] | None = None
 

@@ -9,7 +9,6 @@ with the same one, it finds what it did.
 from __future__ import annotations
 
 import dataclasses
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +87,11 @@ async def start_instance(hub: OpenHub, start: Start, *, now_us: int, reuses_ende
             raise _exists(await hub.status(start.instance_id))
         try:
             await _begin_next(
-                hub, start.instance_id, start.request_id, lambda history: _link_of_start(start, now_us), start=start
+                hub,
+                start.instance_id,
+                start.request_id,
+                lambda history: _link_of_start(hub, start, now_us),
+                start=start,
             )
             return
         except InstanceActiveError:
@@ -110,7 +113,7 @@ async def restart_instance(hub: OpenHub, instance_id: str, request_id: str, *, r
         return ExecutionRestarted(
             time_us=now_us,
             kind="restart",
-            run=uuid.uuid4().hex,
+            run=hub.new_run(),
             request_id=request_id,
             reason=reason,
             name=started.name,
@@ -143,7 +146,7 @@ async def rewind_instance(hub: OpenHub, instance_id: str, request_id: str, *, re
         return ExecutionRestarted(
             time_us=now_us,
             kind="rewind",
-            run=uuid.uuid4().hex,
+            run=hub.new_run(),
             request_id=request_id,
             reason=reason,
             through=through,
@@ -173,7 +176,7 @@ async def fork_instance(
         raise ConfigurationError(
             f"The history of instance {source_id!r} can be forked after events 1 to {last}, not after {wanted}"
         )
-    run = uuid.uuid4().hex
+    run = hub.new_run()
     events = fork(history, instance_id=instance_id, run=run, request_id=request_id, through=wanted, now_us=now_us)
     executions = await persist(lambda: list_executions(hub.store, hub.keys, instance_id))
     if executions.latest is None:
@@ -235,7 +238,7 @@ async def _create_first(hub: OpenHub, start: Start, execution: int, now_us: int)
         number=1,
         time_us=now_us,
         instance_id=start.instance_id,
-        run=uuid.uuid4().hex,
+        run=hub.new_run(),
         execution=execution,
         name=start.name,
         input=start.input,
@@ -327,11 +330,11 @@ async def _with_input(hub: OpenHub, run: str, link: ExecutionRestarted, start: S
     return moved
 
 
-def _link_of_start(start: Start, now_us: int) -> ExecutionRestarted:
+def _link_of_start(hub: OpenHub, start: Start, now_us: int) -> ExecutionRestarted:
     return ExecutionRestarted(
         time_us=now_us,
         kind="start",
-        run=uuid.uuid4().hex,
+        run=hub.new_run(),
         request_id=start.request_id,
         name=start.name,
         input=start.input,

@@ -28,8 +28,8 @@ _END_S_MAX = 5.0
 class LoopThread:
     """Runs coroutines on its own daemon thread, from any other."""
 
-    def __init__(self, *, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, *, name: str, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.loop = asyncio.new_event_loop() if loop is None else loop
         self._name = name
         self._lock = threading.Lock()
         self._is_stopped = False
