@@ -50,18 +50,22 @@ EVENT_TYPES = frozenset(
         "ExecutionCompleted",
         "ExecutionSuspended",
         "ExecutionResumed",
+        "ExecutionRewound",
+        "ExecutionRestarted",
         "EventSent",
         "SubOrchestrationInstanceCreated",
         "SubOrchestrationInstanceCompleted",
         "SubOrchestrationInstanceFailed",
+        "SubOrchestrationInstanceCanceled",
         "OutboxDelivered",
         "ContinueAsNew",
         "MarkerRecorded",
     }
 )
-"""Those of version 1, reserved ones included."""
+"""Those of version 1."""
 
 _ENDS = frozenset({"ExecutionCompleted", "ContinueAsNew"})
+_LINKS = frozenset({"ContinueAsNew", "ExecutionRestarted"})
 
 _OUTCOMES = {
     "TaskCompleted": ("task", frozenset({"TaskScheduled"})),
@@ -114,6 +118,7 @@ class Log:
     time: int = 0
     end_seq: int | None = None
     end_status: str = ""
+    is_linked: bool = False
     scheduled: dict[int, dict[str, Any]] = field(default_factory=dict)
     settled: set[int] = field(default_factory=set)
     blobs: dict[str, int] = field(default_factory=dict)
@@ -189,8 +194,11 @@ def check_events(log: Log, segment: Segment, seq: int) -> None:
     if segment.header["first"] != log.next_event:
         raise DamageError(f"{key}: it begins with event {segment.header['first']}, {log.next_event} is next")
     for event in segment.events:
-        if log.end_seq is not None:
+        is_restart = event.get("type") == "ExecutionRestarted" and segment.header.get("claim", False)
+        if log.end_seq is not None and (log.is_linked or not is_restart):
             raise DamageError(f"{key}: event {event.get('n')!r} comes after the end")
+        if log.end_seq is None and event.get("type") == "ExecutionRestarted":
+            raise DamageError(f"{key}: event {event.get('n')!r} links to a next execution, and this one has not ended")
         if event.get("n") != log.next_event:
             raise DamageError(f"{key}: event {event.get('n')!r} stands where {log.next_event} is next")
         kind, time = event.get("type"), event.get("t")
@@ -209,6 +217,7 @@ def check_events(log: Log, segment: Segment, seq: int) -> None:
         log.next_event += 1
         if kind in _ENDS:
             log.end_seq, log.end_status = seq, event.get("status", "ContinuedAsNew")
+        log.is_linked = log.is_linked or kind in _LINKS
 
 
 def check_outcome(log: Log, key: str, event: dict[str, Any]) -> None:
@@ -232,10 +241,12 @@ def check_outcome(log: Log, key: str, event: dict[str, Any]) -> None:
 
 def payloads_in(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The payloads of an event that lie outside of its line."""
-    for name in ("input", "result", "items", "results", "value"):
+    for name in ("input", "result", "items", "results", "value", "heartbeat"):
         payload = event.get(name)
         if isinstance(payload, dict) and "encoding" in payload:
             yield payload
+    for handed_on in event.get("carried", ()):
+        yield from payloads_in(handed_on)
 
 
 def check_payload(log: Log, segment: Segment, payload: dict[str, Any]) -> None:
@@ -307,12 +318,13 @@ def verify_index(hub: Path, newest: dict[str, Log | None], report: Report) -> No
         open_keys.discard(key)
         if log is None:
             continue
-        if log.end_seq is None and not is_open:
+        has_ended = log.end_seq is not None and not log.is_linked
+        if not has_ended and not is_open:
             report.notes.append(f"{key}: missing, and {log.instance!r} has not ended: recovery would not find it")
-        if log.end_seq is not None and is_open:
+        if has_ended and is_open:
             report.notes.append(f"{key}: still there, and {log.instance!r} has ended")
         status = statuses.pop(encode_id(log.instance), None)
-        if log.end_seq is None:
+        if not has_ended:
             if status is not None:
                 report.notes.append(f"index/ended: a summary of {log.instance!r}, which has not ended")
         elif status is None:
@@ -338,6 +350,10 @@ def verify_hub(hub: Path) -> Report:
         if not path.name.isdecimal():
             continue
         key = path.relative_to(hub).as_posix()
+        if int(path.name) <= buried(path.parent):
+            # It is being removed, and may be there in parts.
+            runs |= run_of(path)
+            continue
         log = verify_execution(hub, key, report)
         newest[key.rpartition("/")[0]] = log
         if log is not None:
@@ -347,6 +363,19 @@ def verify_hub(hub: Path) -> Report:
         report.notes += [f"runs/{path.parent.name}/{path.name}: belongs to no execution" for path in strays]
     verify_index(hub, newest, report)
     return report
+
+
+def buried(folder: Path) -> int:
+    """The last execution of an instance that was purged; 0 if none was."""
+    return max((int(path.suffix[1:]) for path in folder.glob("purged.*") if path.suffix[1:].isdecimal()), default=0)
+
+
+def run_of(path: Path) -> set[str]:
+    """The run of an execution that is not checked."""
+    try:
+        return {json.loads(path.read_bytes().split(b"\n", 1)[0])["run"]}
+    except (OSError, KeyError, TypeError, ValueError):
+        return set()
 
 
 def main(arguments: list[str] | None = None) -> int:
