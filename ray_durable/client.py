@@ -25,11 +25,11 @@ from ray_durable.errors import (
     ConfigurationError,
     HubHeldError,
     InstanceEndedError,
-    InvalidIdError,
     InvalidOrchestratorError,
     SerializationError,
     UnsupportedStoreError,
 )
+from ray_durable.event_name import check_event_name
 from ray_durable.function import DurableFunction
 from ray_durable.handle import Handle
 from ray_durable.reader import HubReader, address_of, variable_of
@@ -183,7 +183,7 @@ class Hub(HubReader):
 
     async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None) -> None:
         """See `Handle.raise_event`."""
-        _check_event_name(name)
+        check_event_name(name)
         payload = (await self._hub()).codec.encode(value, Any, where=f"value of event {name!r}")
         wanted_id = event_id or uuid.uuid4().hex
         await self._command(instance_id, lambda actor: actor.raise_event.remote(name, payload, wanted_id))
@@ -206,14 +206,14 @@ class Hub(HubReader):
     async def rewind(self, instance_id: str, reason: str) -> None:
         """See `Handle.rewind`."""
         hub, request_id = await self._hub(), uuid.uuid4().hex
-        await rewind_instance(hub, instance_id, request_id, reason=reason, now_us=_now_us())
+        await rewind_instance(hub, instance_id, request_id, reason=reason, now_us=self._now_us())
         await self._admit(instance_id)
 
     async def restart(self, instance_id: str, new_id: str | None, reason: str) -> str:
         """See `Handle.restart`; the id of what runs."""
         hub, request_id = await self._hub(), uuid.uuid4().hex
         if new_id is None or new_id == instance_id:
-            await restart_instance(hub, instance_id, request_id, reason=reason, now_us=_now_us())
+            await restart_instance(hub, instance_id, request_id, reason=reason, now_us=self._now_us())
             await self._admit(instance_id)
             return instance_id
         check_instance_id(new_id)
@@ -227,7 +227,7 @@ class Hub(HubReader):
             reference=started.reference,
             version=started.version,
         )
-        await start_instance(hub, start, now_us=_now_us())
+        await start_instance(hub, start, now_us=self._now_us())
         await self._admit(new_id)
         return new_id
 
@@ -235,13 +235,13 @@ class Hub(HubReader):
         """See `Handle.fork`; the id of the new instance."""
         hub, wanted_id = await self._hub(), new_id or uuid.uuid4().hex
         check_instance_id(wanted_id)
-        await fork_instance(hub, instance_id, wanted_id, uuid.uuid4().hex, through=after, now_us=_now_us())
+        await fork_instance(hub, instance_id, wanted_id, uuid.uuid4().hex, through=after, now_us=self._now_us())
         await self._admit(wanted_id)
         return wanted_id
 
     async def purge(self, instance_id: str) -> None:
         """See `Handle.purge`."""
-        await purge_instance(await self._hub(), instance_id, now_us=_now_us())
+        await purge_instance(await self._hub(), instance_id, now_us=self._now_us())
 
     async def explain(self, instance_id: str) -> Explanation:
         """See `Handle.explain`: the instance's owner knows more than storage does."""
@@ -315,8 +315,12 @@ class Hub(HubReader):
             reference=(await _reference(hub, function)).to_json(),
             version=function.version,
         )
-        await start_instance(hub, start, now_us=_now_us(), reuses_ended=reuses_ended)
+        await start_instance(hub, start, now_us=self._now_us(), reuses_ended=reuses_ended)
         await self._admit(instance_id)
+
+    def _now_us(self) -> int:
+        """The time at which something is asked for, in microseconds since the epoch."""
+        return time.time_ns() // 1_000
 
     async def _admit(self, instance_id: str) -> None:
         """Tell the supervisor; should that fail, it finds the instance by itself."""
@@ -375,15 +379,6 @@ class Hub(HubReader):
                 await self._connection.repair()
             await asyncio.sleep(poll_s)
             return False
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1_000
-
-
-def _check_event_name(name: object) -> None:
-    if not (isinstance(name, str) and 1 <= len(name) <= 256 and name.isprintable()):
-        raise InvalidIdError(f"The event name {name!r:.80} is not allowed: give 1 to 256 printable characters")
 
 
 def _orchestrator(given: object) -> Orchestrator[..., Any]:

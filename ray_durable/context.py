@@ -7,47 +7,47 @@ its own that replay would not make again. Names are those of Durable Functions f
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
+import inspect
 import logging
 import random
 import uuid
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
-from ray_durable import registry
-from ray_durable.authoring import Activity, Orchestrator
+from ray_durable.authoring import Orchestrator
+from ray_durable.callees import Callees
+from ray_durable.calling import CallingContext
 from ray_durable.codec import Codec
 from ray_durable.engine import Execution, ExecutionStarted, drive_generator
-from ray_durable.errors import ConfigurationError, FunctionNotFoundError, PayloadTooLargeError
+from ray_durable.errors import (
+    PayloadTooLargeError,
+    SerializationError,
+)
+from ray_durable.event_name import check_event_name
 from ray_durable.function import DurableFunction
 from ray_durable.payload import Payload
 from ray_durable.reference import FunctionReference
 from ray_durable.replay_logger import ReplaySafeLogger
-from ray_durable.retry import RetryPolicy
-from ray_durable.target import ActivityTarget
+from ray_durable.storage import check_instance_id
 
 __all__ = ["Orchestration", "OrchestrationContext"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
-R = TypeVar("R")
 
 _CUSTOM_STATUS_BYTES_MAX = 16 * 1024
 """The custom status travels in the header of every segment."""
 
 _TIMER_MAX = timedelta(days=366 * 100)
+_NOTHING = Payload.of("json", b"null")
 
 
-class OrchestrationContext:
+class OrchestrationContext(CallingContext):
     """The orchestrator's way to everything durable. Every method must be called from the orchestrator's own code."""
 
     def __init__(self, orchestration: Orchestration, execution: Execution, started: ExecutionStarted) -> None:
+        super().__init__(execution, started, orchestration.codec, orchestration.callees)
         self._orchestration = orchestration
-        self._execution = execution
-        self._codec = orchestration.codec
-        self._started = started
         name = f"ray_durable.orchestrator.{started.name}"
         self._logger = ReplaySafeLogger(logging.getLogger(name), lambda: execution.is_replaying)
 
@@ -60,6 +60,11 @@ class OrchestrationContext:
     def parent_instance_id(self) -> str | None:
         """The id of the instance that called this one, if one did."""
         return self._started.parent[0] if self._started.parent else None
+
+    @property
+    def version(self) -> str | None:
+        """The version of the orchestrator's code with which this execution began: `@orchestrator(version=...)`."""
+        return self._started.version
 
     @property
     def is_replaying(self) -> bool:
@@ -85,99 +90,87 @@ class OrchestrationContext:
         """A new unique id that is the same in every replay."""
         return self._execution.new_uuid()
 
+    def patched(self, id: str) -> bool:
+        """Whether the change of the code that you call `id` is in force for this execution.
+
+        True where the code runs for the first time, and from then on; False in an execution that came by here before
+        there was such a change. Keep the old code in the other branch as long as such executions live.
+        """
+        if not id or not isinstance(id, str):
+            raise ValueError(f"a change is called {id!r}: give a name that no other change of this orchestrator has")
+        return self._execution.patched(id)
+
+    def side_effect(self, function: Callable[[], T], type: Any = Any, /) -> T:
+        """What `function()` returned when the code ran here for the first time: it is recorded, as a `type`.
+
+        For short computations that differ from run to run, such as reading a setting. If the process is lost before
+        the step is durable, it is called again. What may fail or wait belongs into an activity.
+
+        Raises:
+            SerializationError: the value cannot be encoded.
+            NotDeterministicError: the function used the context.
+        """
+        codec, where = self._codec, "value of a side effect"
+
+        def make() -> Payload:
+            value = function()
+            if inspect.iscoroutine(value):
+                value.close()
+                raise TypeError("a side effect is a plain function, and this one is async: make it an activity")
+            return codec.encode(value, type, where=where)
+
+        # Decoded the first time, too, so that the code sees what a replay will.
+        return cast(T, codec.decode(self._execution.side_effect(make), type, where=where))
+
+    @property
+    def will_continue_as_new(self) -> bool:
+        """Whether `continue_as_new` was called."""
+        return self._execution.will_continue_as_new
+
     def get_input(self) -> Any:
         """The input that the instance was started with: its one argument, or the tuple of them (None without any)."""
         args, kwargs = self._orchestration.arguments(self._started)
         values = (*args, *kwargs.values())
         return values[0] if len(values) == 1 else (values or None)
 
-    @overload
-    def call_activity(self, activity: Activity[P, R], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[R]: ...
-    @overload
-    def call_activity(self, activity: str, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]: ...
-    def call_activity(self, activity: Activity[..., Any] | str, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
-        """Call an activity, by function or registered name; await the future for its result.
-
-        It is scheduled at once, so calls that are made before the first await run side by side. Cancelling the future
-        withdraws the call.
+    def send_event(self, instance_id: str, name: str, value: Any = None) -> None:
+        """Raise the external event `name` for another instance. It arrives once; if there is no such instance, or it
+        has ended, it is dropped.
 
         Raises:
-            FunctionNotFoundError: no activity is registered under the name.
-            TypeError: the arguments do not fit the activity's signature.
+            InvalidIdError: the id or the name is not allowed.
+            SerializationError: the value cannot be encoded.
+        """
+        check_instance_id(instance_id)
+        check_event_name(name)
+        self._execution.send_event(instance_id, name, self._codec.encode(value, Any, where=f"value of event {name!r}"))
+
+    def continue_as_new(self, *args: Any, **kwargs: Any) -> None:
+        """Begin anew with these arguments, under the same id and with an empty history, once the orchestrator returns:
+        return right after. External events that were not taken yet go along; the last call counts.
+
+        Raises:
+            TypeError: the arguments do not fit the orchestrator's own signature.
             SerializationError: an argument cannot be encoded.
-            ActivityError: (from the future) the activity failed for good.
         """
-        function = self._orchestration.activity(activity)
-        return self._schedule(function, function.retry, args, kwargs)
-
-    @overload
-    def call_activity_with_retry(
-        self, activity: Activity[P, R], retry: RetryPolicy, /, *args: P.args, **kwargs: P.kwargs
-    ) -> asyncio.Future[R]: ...
-    @overload
-    def call_activity_with_retry(
-        self, activity: str, retry: RetryPolicy, /, *args: Any, **kwargs: Any
-    ) -> asyncio.Future[Any]: ...
-    def call_activity_with_retry(
-        self, activity: Activity[..., Any] | str, retry: RetryPolicy, /, *args: Any, **kwargs: Any
-    ) -> asyncio.Future[Any]:
-        """`call_activity` with a policy of its own. Attempts and the waits between them are durable."""
-        return self._schedule(self._orchestration.activity(activity), retry, args, kwargs)
-
-    def map(
-        self,
-        activity: Activity[[T], R] | str,
-        items: Iterable[T],
-        *,
-        retry: RetryPolicy | None = None,
-        return_exceptions: bool = False,
-        tolerated_failures: int = 0,
-    ) -> asyncio.Future[list[R]]:
-        """Call `activity` with each item; the future gives the results in the items' order.
-
-        However many items there are, it is one command; workers take them in time slices. The first item that fails for
-        good (after the retries of `retry`, or of the activity) fails the map and withdraws the rest, unless
-        `return_exceptions` puts its ActivityError in its place, or no more than `tolerated_failures` fail: those give
-        None.
-        """
-        function = self._orchestration.activity(activity)
-        if function.is_local:
-            raise ConfigurationError(
-                f"Activity {function.name!r} is local: ctx.map runs on workers. Await ctx.call_activity for each item, "
-                "or decorate it without local=True"
-            )
-        values = items if isinstance(items, list) else list(items)
-        call = function.calls
-        call.check((None,), {})
-        annotation = next(iter(call.annotations.values()), Any)
-        decode_batch, result_annotation = self._codec.decode_batch, function.result_annotation
-        where = f"results of activity {function.name!r}"
-        return self._execution.schedule_map(
-            name=function.name,
-            items=self._codec.encode_batch(values, annotation, where=f"items of activity {function.name!r}"),
-            count=len(values),
-            decode_results=lambda payload: decode_batch(payload, result_annotation, where=where),
-            retry=retry or function.retry,
-            target=self._orchestration.target(function),
-            return_exceptions=return_exceptions,
-            tolerated_failures=tolerated_failures,
-        )
+        self._execution.continue_as_new(self._orchestration.encode_arguments(args, kwargs))
 
     def create_timer(self, fire_at: datetime | timedelta) -> asyncio.Future[None]:
         """A durable timer: at a time (aware, or naive in UTC) or after a delay; cancel the future to drop it.
 
+        A time that is past fires at once.
+
         Raises:
             ValueError: a delay below zero, or a time more than a century away.
+            TypeError: neither a time nor a delay.
         """
-        now = self.current_utc_datetime
         if isinstance(fire_at, timedelta):
-            if fire_at < timedelta(0):
-                raise ValueError(f"a timer of {fire_at} lies in the past: give a delay of zero or more")
-            delay = fire_at
+            delay = _checked_delay(fire_at, "a timer")
+        elif isinstance(fire_at, datetime):
+            due = fire_at if fire_at.tzinfo is not None else fire_at.replace(tzinfo=UTC)
+            delay = _checked_delay(max(due - self.current_utc_datetime, timedelta(0)), "a timer")
         else:
-            delay = (fire_at if fire_at.tzinfo is not None else fire_at.replace(tzinfo=UTC)) - now
-        if delay > _TIMER_MAX:
-            raise ValueError(f"a timer of {delay} is more than a century away")
+            raise TypeError(f"a timer at {fire_at!r}: give a datetime, or a timedelta such as timedelta(seconds=5)")
         return self._execution.create_timer(self._execution.now_us + delay // timedelta(microseconds=1))
 
     @overload
@@ -195,10 +188,14 @@ class OrchestrationContext:
 
         Raises:
             TimeoutError: (from the future) `timeout` passed first. An event that comes later stays for the next wait.
-            SerializationError: (from the future) the event's value is no `type`.
+            SerializationError: (from the future) the event's value is no `type`. The event stays for the next wait,
+                so wait with another type then: the same one fails again, at once.
+            InvalidIdError: no event can have this name.
+            ValueError: `timeout` is below zero, or more than a century.
         """
-        where, decode = f"event {name!r}", self._codec.decode
-        event = self._execution.wait_for_external_event(name, lambda payload: decode(payload, type, where=where))
+        check_event_name(name)
+        timeout = None if timeout is None else _checked_delay(timeout, f"a wait for event {name!r}")
+        event = self._execution.wait_for_external_event(name, lambda payload: self._decode_event(name, payload, type))
         if timeout is None:
             return event
         return asyncio.ensure_future(asyncio.wait_for(event, timeout.total_seconds()))
@@ -211,11 +208,16 @@ class OrchestrationContext:
             PayloadTooLargeError: it is too large.
         """
         where = "custom status"
-        payload = Codec(limits=self._codec.limits).encode(value, Any, where=where)
-        if payload.encoding != "json" or payload.size > _CUSTOM_STATUS_BYTES_MAX:
+        try:
+            payload = Codec(limits=self._codec.limits).encode(value, Any, where=where)
+        except SerializationError as error:
+            raise _no_status(value) from error
+        if payload.encoding != "json":
+            raise _no_status(value)
+        if payload.size > _CUSTOM_STATUS_BYTES_MAX:
             raise PayloadTooLargeError(
-                f"The custom status is {payload.size} bytes of {payload.encoding}: give JSON of at most "
-                f"{_CUSTOM_STATUS_BYTES_MAX} bytes, and keep larger things in activities' results",
+                f"The custom status is {payload.size} bytes: give at most {_CUSTOM_STATUS_BYTES_MAX}, and keep larger "
+                "things in activities' results",
                 where=where,
                 size_bytes=payload.size,
                 limit_bytes=_CUSTOM_STATUS_BYTES_MAX,
@@ -227,25 +229,62 @@ class OrchestrationContext:
         return cast("asyncio.Future[list[T]]", asyncio.gather(*tasks))
 
     def task_any(self, tasks: Iterable[asyncio.Future[T]]) -> asyncio.Future[asyncio.Future[T]]:
-        """The task that ends first, as a task: await it, or ask for its result."""
-        return asyncio.ensure_future(_first_of(list(tasks)))
+        """The task that ends first, as a task: await it, or ask for its result. The others go on.
 
-    def _schedule(
-        self,
-        function: Activity[..., Any],
-        retry: RetryPolicy | None,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> asyncio.Future[Any]:
-        codec, name = self._codec, function.name
-        annotation, where = function.result_annotation, f"result of activity {name!r}"
-        return self._execution.schedule_task(
-            name=name,
-            input=codec.encode_call(function.calls, args, kwargs, where=f"arguments of activity {name!r}"),
-            decode=lambda payload: codec.decode(payload, annotation, where=where),
-            retry=retry,
-            target=self._orchestration.target(function),
-        )
+        Raises:
+            ValueError: there is no task, so that none will ever end.
+        """
+        waiting = [asyncio.ensure_future(task) for task in tasks]
+        if not waiting:
+            raise ValueError("task_any was given no task, and would wait for ever: give it at least one")
+        return asyncio.ensure_future(_first_of(waiting))
+
+    def _decode_event(self, name: str, payload: Payload, expected: Any) -> Any:
+        where = f"event {name!r}"
+        try:
+            value = self._codec.decode(payload, expected, where=where)
+        except SerializationError as error:
+            raise _kept(str(error), where, error.type_name) from error
+        # JSON is read as the type that is expected; other encodings bring their own.
+        if payload.encoding != "json" and isinstance(expected, type) and not _is_instance(value, expected):
+            reason = f"{where}: expected {expected.__name__}, but it is of type {type(value).__name__}"
+            raise _kept(reason, where, expected.__name__)
+        return value
+
+
+def _kept(reason: str, where: str, type_name: str) -> SerializationError:
+    return SerializationError(
+        f"{reason}. The event is kept: wait for it with the type that it has, or without one to take it as it is",
+        where=where,
+        type_name=type_name,
+    )
+
+
+def _is_instance(value: object, expected: type) -> bool:
+    try:
+        return isinstance(value, expected)
+    except TypeError:
+        # Some classes describe a shape only, such as a TypedDict.
+        return True
+
+
+def _checked_delay(delay: timedelta, what: str) -> timedelta:
+    if not isinstance(delay, timedelta):
+        raise TypeError(f"{what} of {delay!r}: give a timedelta, such as timedelta(seconds=5)")
+    if delay < timedelta(0):
+        raise ValueError(f"{what} of {delay} lies in the past: give zero or more")
+    if delay > _TIMER_MAX:
+        raise ValueError(f"{what} of {delay} is more than a century: give less")
+    return delay
+
+
+def _no_status(value: object) -> SerializationError:
+    return SerializationError(
+        f"The custom status is a {type(value).__name__} that is not plain JSON: give text, finite numbers, booleans, "
+        "None, and lists and dicts of them",
+        where="custom status",
+        type_name=type(value).__name__,
+    )
 
 
 async def _first_of(tasks: list[asyncio.Future[T]]) -> asyncio.Future[T]:
@@ -269,9 +308,8 @@ class Orchestration:
         self.function = function
         self.reference = reference
         self.codec = codec
+        self.callees = Callees(functions or {}, reference.code)
         self.context: OrchestrationContext | None = None
-        self._functions = functions or {}
-        self._targets: dict[int, tuple[Activity[..., Any], ActivityTarget]] = {}
 
     def main(self, execution: Execution, started: ExecutionStarted) -> Coroutine[Any, Any, Payload]:
         """The coroutine of one execution, as `Execution` wants it."""
@@ -285,35 +323,18 @@ class Orchestration:
         where = f"input of orchestrator {self.function.name!r}"
         return self.codec.decode_call(self.function.calls, started.input, where=where)
 
-    def activity(self, activity: Activity[..., Any] | str) -> Activity[..., Any]:
-        """The activity that is meant. FunctionNotFoundError if nothing, or something else, has the name."""
-        found: object = activity
-        if isinstance(activity, str):
-            found = self._functions.get(activity) or registry.lookup(activity)
-        if isinstance(found, Activity):
-            return found
-        name = getattr(found, "name", None) or getattr(found, "__name__", repr(found))
-        raise FunctionNotFoundError(f"{found!r} is no activity: decorate the function with @activity", name=str(name))
-
-    def target(self, function: Activity[..., Any]) -> ActivityTarget:
-        """What the dispatcher needs to run `function`; made once for each."""
-        made = self._targets.get(id(function))
-        if made is None:
-            reference = registry.reference_of(function, self.reference.code)
-            options = dict(function.ray_options)
-            if function.max_slice is not None:
-                options["max_slice"] = function.max_slice
-            text = json.dumps([reference.to_json(), options], sort_keys=True, default=repr)
-            key = hashlib.sha256(text.encode()).hexdigest()[:16]
-            target = ActivityTarget(reference=reference, options=options, is_local=function.is_local, key=key)
-            # The function is kept so that its id stays its own.
-            made = self._targets[id(function)] = (function, target)
-        return made[1]
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Payload:
+        """The input of an execution of this function. TypeError if it cannot be called with them."""
+        where = f"arguments of orchestrator {self.function.name!r}"
+        return self.codec.encode_call(self.function.calls, args, kwargs, where=where)
 
     async def _run(self, context: OrchestrationContext, started: ExecutionStarted) -> Payload:
         args, kwargs = self.arguments(started)
         running = self.function.function(context, *args, **kwargs)
         value = await (drive_generator(running) if self.function.is_generator else running)
+        if context.will_continue_as_new:
+            # What a round returns before the next one begins is nobody's.
+            return _NOTHING
         return self.codec.encode(
             value, self.function.result_annotation, where=f"result of orchestrator {self.function.name!r}"
         )

@@ -29,6 +29,11 @@ class ExecutionCommands(ExecutionState):
         """Random numbers that replay makes again."""
         return self._randomness.user
 
+    @property
+    def will_continue_as_new(self) -> bool:
+        """Whether `continue_as_new` was called."""
+        return self._next_input is not None
+
     def schedule_task(
         self,
         *,
@@ -54,11 +59,13 @@ class ExecutionCommands(ExecutionState):
         target: object = None,
         return_exceptions: bool = False,
         tolerated_failures: int = 0,
+        on_results: Callable[[int, list[Any]], None] | None = None,
     ) -> asyncio.Future[list[Any]]:
         """Ask for an activity for each of `count` items. The future gets the list of results, in the items' order.
 
         The first item that fails for good fails it with ActivityError, unless `return_exceptions` puts the error in the
-        item's place, or no more than `tolerated_failures` items fail, which leave None.
+        item's place, or no more than `tolerated_failures` items fail, which leave None. `on_results(start, outcomes)`
+        hears of each range of items that is settled, before the future is.
         """
         self._require_open()
         return self._maps.schedule(
@@ -71,6 +78,7 @@ class ExecutionCommands(ExecutionState):
             calling_source(),
             return_exceptions=return_exceptions,
             tolerated_failures=tolerated_failures,
+            on_results=on_results,
         )
 
     def schedule_child(

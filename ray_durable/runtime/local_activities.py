@@ -56,7 +56,7 @@ class LocalActivities:
         return outcomes
 
     async def _run(self, task: TaskScheduled) -> Event:
-        function = self._orchestration.activity(task.name)
+        function = self._orchestration.callees.activity(task.name)
         codec, origin = self._orchestration.codec, task.retry_of or task.number
         info = ActivityInfo(
             name=function.name,
