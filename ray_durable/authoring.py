@@ -301,6 +301,10 @@ def _check_activity(function: Any) -> None:
         )
 
 
+# Keywords of `hub.start` and `ctx.call_sub_orchestrator`; an orchestrator's own of these names would never arrive.
+_START_KEYWORDS = frozenset({"instance_id", "reuse", "version"})
+
+
 def _check_orchestrator(function: Any) -> None:
     if isinstance(function, DurableFunction):
         raise InvalidOrchestratorError(f"{function!r} is decorated already: decorate the plain function once")
@@ -323,8 +327,9 @@ def _check_orchestrator(function: Any) -> None:
         raise InvalidOrchestratorError(
             f"Orchestrator {name!r} has no context parameter: write `async def {function.__name__}(ctx, ...)`"
         )
-    if any(parameter.name == "instance_id" and parameter.kind in by_keyword for parameter in parameters[1:]):
-        raise InvalidOrchestratorError(
-            f"Orchestrator {name!r} has a parameter 'instance_id', which a start takes as the id of the instance: "
-            "rename it, or make it positional-only (`instance_id, /`)"
-        )
+    for parameter in parameters[1:]:
+        if parameter.name in _START_KEYWORDS and parameter.kind in by_keyword:
+            raise InvalidOrchestratorError(
+                f"Orchestrator {name!r} has a parameter {parameter.name!r}, a keyword that starts and calls of "
+                f"orchestrators take for themselves: rename it, or make it positional-only (`{parameter.name}, /`)"
+            )

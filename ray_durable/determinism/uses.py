@@ -180,13 +180,16 @@ class _Finder:
         value = meaning.value
         if self._is_activity(value):
             return CALLED_ACTIVITY.format(name=ast.unparse(node.func))
-        if isinstance(value, FunctionType) and value.__globals__ is self._function.__globals__:
+        if isinstance(value, FunctionType) and self._is_helper(value) and not self._is_allowed(node.func):
             self.helpers.setdefault(id(value), value)
         if isinstance(value, type) and issubclass(value, BaseException):
             return None
         if meaning.path == "builtins.hash" and node.args and _is_number(node.args[0]):
             return None
         return advice_for_call(meaning.path, has_arguments=bool(node.args or node.keywords))
+
+    def _is_helper(self, function: FunctionType) -> bool:
+        return function.__globals__ is self._function.__globals__ and function is not self._function
 
     def _visit_read(self, node: ast.Name | ast.Attribute, scope: Scope) -> None:
         meaning = self._names.meaning(node, scope)
@@ -262,12 +265,15 @@ class _Finder:
     def _report(self, node: ast.expr | ast.stmt, what: str, advice: str) -> None:
         # The last line of a chain of attributes is where the name stands that matters.
         line = node.end_lineno or node.lineno
-        if self._source.is_allowed(line) or self._source.is_allowed(node.lineno):
+        if self._is_allowed(node):
             return
         use = Use(
             file=self._source.file, line=self._source.line_in_file(line), what=what, advice=advice, helper=self._helper
         )
         self._found.setdefault((use.line, what), use)
+
+    def _is_allowed(self, node: ast.expr | ast.stmt) -> bool:
+        return any(self._source.is_allowed(line) for line in {node.lineno, node.end_lineno or node.lineno})
 
 
 def _names_recorded(node: FunctionNode) -> Iterator[str]:

@@ -142,6 +142,9 @@ async def _keyword_context(*, ctx: Any) -> None: ...
 async def _own_id(ctx: Any, *, instance_id: str) -> None: ...
 
 
+async def _own_version(ctx: Any, version: str) -> None: ...
+
+
 async def _own_id_by_position(ctx: Any, instance_id: str, /) -> None: ...
 
 
@@ -158,6 +161,7 @@ class _Callable:
         (_plain, "write `async def _plain"),
         (_no_context, "no context parameter: write `async def _no_context"),
         (_keyword_context, "no context parameter"),
+        (_own_version, "has a parameter 'version'"),
         (_own_id, "make it positional-only (`instance_id, /`)"),
         (_async_generator, "write `await`, not `yield`"),
         (_Callable, "takes a function"),

@@ -227,6 +227,7 @@ def test_what_a_replay_does_not_repeat_is_warned_of(modules: Modules, line: str,
         "time.time()  # durable: ok",
         "random.random()  # seeded above.  # durable: ok, it is for a log line",
         "global COUNT  # durable: ok",
+        "stamp()  # durable: ok",
     ],
 )
 def test_what_is_harmless_or_unknown_is_left_alone(modules: Modules, line: str) -> None:

@@ -125,6 +125,37 @@ async def calls(ctx: durable.OrchestrationContext, folder: str, *, deep: bool = 
     return one
 
 
+@durable.orchestrator
+async def parent(ctx: durable.OrchestrationContext, folders: list[str]) -> list[float]:
+    """Calls of other orchestrators, and what changes or ends an execution."""
+    policy = durable.RetryPolicy(max_attempts=5)
+    assert_type(await ctx.call_sub_orchestrator(calls, "a", deep=True), float)
+    assert_type(await ctx.call_sub_orchestrator(calls, "a", instance_id="child"), float)
+    assert_type(await ctx.call_sub_orchestrator(calls, "a", version="2"), float)
+    assert_type(await ctx.call_sub_orchestrator(yields, 3), str)
+    assert_type(await ctx.call_sub_orchestrator("photos.approval", 3), Any)
+    assert_type(await ctx.call_sub_orchestrator("photos.approval", 3, instance_id="child"), Any)
+    assert_type(await ctx.call_sub_orchestrator_with_retry(calls, policy, "a", deep=True), float)
+    assert_type(await ctx.call_sub_orchestrator_with_retry(calls, policy, "a", instance_id="child"), float)
+    assert_type(await ctx.call_sub_orchestrator_with_retry("photos.approval", policy, 3), Any)
+    ctx.send_event("other-instance", "Ready", Photo("a"))
+
+    async for index, content in ctx.map_unordered(fetch, folders):
+        assert_type(index, int)
+        assert_type(content, bytes)
+    assert_type(ctx.patched("new-limit"), bool)
+    assert_type(ctx.version, str | None)
+    assert_type(ctx.side_effect(lambda: 3), int)
+    assert_type(ctx.side_effect(outside_orchestrations_number, int), int)
+    ctx.continue_as_new(folders[1:])
+    return []
+
+
+def outside_orchestrations_number() -> int:
+    """What a side effect may be."""
+    return 3
+
+
 @durable.orchestrator(name="photos.approval", version="2")
 async def waits(ctx: durable.OrchestrationContext, limit: int = 3) -> Photo | None:
     """Events, timers and everything else that the context knows."""
@@ -181,7 +212,14 @@ def client() -> None:
         assert_type(hub.start("photos.approval", 3, instance_id="a"), durable.Handle[Any])
         assert_type(hub.get("nightly-42").result(), Any)
         handle.raise_event("Approval", True, event_id="e-1")
-        handle.terminate("no longer wanted")
+        handle.terminate("no longer wanted", recursive=False)
+        handle.suspend("for a while")
+        handle.resume()
+        handle.rewind("mended")
+        handle.purge()
+        assert_type(handle.restart(), durable.Handle[float])
+        assert_type(handle.fork("other", after=7), durable.Handle[float])
+        assert_type(hub.start(yields, 3, instance_id="y", reuse="never"), durable.Handle[str])
         status = handle.status()
         assert_type(status, durable.InstanceStatus)
         assert_type(status.runtime_status, durable.RuntimeStatus)
