@@ -38,7 +38,8 @@ class Arrivals(AsyncIterator[tuple[int, R]], Generic[R]):
         assert self._map is not None, "nothing arrives before `follow`"
         while not self._ready:
             if self._map.done():
-                self._map.result()
+                if not self._map.cancelled():
+                    self._map.result()
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
