@@ -245,17 +245,17 @@ class Names:
             return Meaning(path=self._class_path(value), value=value)
         module, qualname = _own_name(value)
         if module is not None and qualname is not None:
-            return Meaning(path=f"{_ALIASES.get(module, module)}.{qualname}", value=value)
+            return Meaning(path=_joined(module, qualname), value=value)
         return Meaning(path=f"{self._class_path(type(value))}()", value=value)
 
     def _class_path(self, cls: type) -> str:
         """The name of the class, or of the base class that has rules. Exceptions have none."""
         bases = () if issubclass(cls, BaseException) else cls.__mro__
         for base in bases:
-            path = self._public.get(id(base)) or f"{base.__module__}.{base.__qualname__}"
+            path = self._public.get(id(base)) or _joined(base.__module__, base.__qualname__)
             if has_rules(path):
                 return path
-        return f"{cls.__module__}.{cls.__qualname__}"
+        return _joined(cls.__module__, cls.__qualname__)
 
 
 def _find(name: str, scope: Scope) -> Scope | None:
@@ -285,6 +285,10 @@ def _closure_of(function: FunctionType) -> Iterator[tuple[str, object]]:
         except ValueError:
             # Not assigned yet: it may become anything.
             yield name, _UNKNOWN
+
+
+def _joined(module: str, qualname: str) -> str:
+    return f"{_ALIASES.get(module, module)}.{qualname}"
 
 
 def _own_name(value: object) -> tuple[str | None, str | None]:
