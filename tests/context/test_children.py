@@ -150,7 +150,7 @@ async def calls_local_child(ctx: durable.OrchestrationContext, name: str) -> Any
 
 def test_recursion_without_end_is_refused_at_the_call() -> None:
     """Thirty-two callers are allowed; the error names the limit and says what to use instead."""
-    assert created(Running(calls_children, "plain", depth=31))
+    assert created(Running(calls_children, "plain", depth=31)).name == "floor_area"
     running = Running(calls_children, "plain", depth=32)
     assert running.failure.type_name == "NestingTooDeepError"
     assert "32 are the most" in running.failure.message
