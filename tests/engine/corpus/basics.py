@@ -1,43 +1,18 @@
-"""Orchestrators of many shapes, for laws that must hold of all of them."""
+"""Orchestrators of the first acquaintance: one of each thing that an orchestrator can do."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncIterator, Callable, Generator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 from ray_durable.engine import RuntimeStatus, drive_generator
 from ray_durable.errors import ActivityError
 
-from .kit import Context, Orchestrator, retries
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """An orchestrator, its input, the external events it may get, how likely each input is a termination, and how it
-    ends otherwise."""
-
-    name: str
-    orchestrator: Orchestrator
-    input: Any = None
-    events: tuple[tuple[str, Any], ...] = ()
-    termination: float = 0.0
-    end: RuntimeStatus = RuntimeStatus.COMPLETED
-
-
-CORPUS: dict[str, Case] = {}
-
-
-def case(**options: Any) -> Callable[[Orchestrator], Orchestrator]:
-    def register(orchestrator: Orchestrator) -> Orchestrator:
-        name = orchestrator.__name__
-        CORPUS[name] = Case(name=name, orchestrator=orchestrator, **options)
-        return orchestrator
-
-    return register
+from ..kit import Context, retries
+from .cases import case, fail, twice
 
 
 @case()
@@ -135,12 +110,8 @@ async def as_completed_gathers(ctx: Context, value: Any) -> Any:
 @case()
 async def group(ctx: Context, value: Any) -> Any:
     async with asyncio.TaskGroup() as tasks:
-        made = [tasks.create_task(_twice(ctx, n)) for n in range(4)]
+        made = [tasks.create_task(twice(ctx, n)) for n in range(4)]
     return [task.result() for task in made]
-
-
-async def _twice(ctx: Context, n: int) -> Any:
-    return await ctx.call("double", await ctx.call("double", n))
 
 
 @case()
@@ -157,15 +128,10 @@ async def group_with_failing_sibling(ctx: Context, value: Any) -> Any:
         async with asyncio.TaskGroup() as tasks:
             for n in range(10):
                 tasks.create_task(guarded(n))
-            tasks.create_task(_fail(ctx))
+            tasks.create_task(fail(ctx))
     except ExceptionGroup as errors:
         return [str(error) for error in errors.exceptions]
     return None
-
-
-async def _fail(ctx: Context) -> None:
-    await ctx.call("echo")
-    await ctx.call("fail", "sibling")
 
 
 @case(end=RuntimeStatus.FAILED)
@@ -398,7 +364,7 @@ async def terminated(ctx: Context, value: Any) -> Any:
     try:
         async with asyncio.TaskGroup() as tasks:
             for n in range(3):
-                tasks.create_task(_twice(ctx, n))
+                tasks.create_task(twice(ctx, n))
             await asyncio.sleep(100)
     finally:
         await ctx.call("never asked for")
@@ -450,7 +416,7 @@ async def context_variables(ctx: Context, value: Any) -> Any:
 
 @case()
 async def sets_of_tasks(ctx: Context, value: Any) -> Any:
-    tasks = {asyncio.create_task(_twice(ctx, n)) for n in range(20)}
+    tasks = {asyncio.create_task(twice(ctx, n)) for n in range(20)}
     for task in tasks:
         task.add_done_callback(tasks.discard)
     while len(tasks) > 10:
