@@ -1,0 +1,1 @@
+"""Tests of orchestrations, without Ray and without waiting."""
