@@ -67,7 +67,7 @@ def find_uses(function: FunctionType, is_activity: Callable[[object], bool]) -> 
     for helper in list(finder.helpers.values())[:_HELPERS_MAX]:
         helper_source = source_of(helper)
         if helper_source is not None:
-            found += _Finder(helper, helper_source, is_activity, helper=helper.__qualname__).find()
+            found += _Finder(helper, helper_source, is_activity, helper=helper.__name__).find()
     return found
 
 

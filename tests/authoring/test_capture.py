@@ -177,7 +177,7 @@ def test_the_started_function_must_be_captured() -> None:
     lock = threading.Lock()
 
     def helper() -> None:
-        lock.acquire()
+        lock.acquire()  # durable: ok
 
     @orchestrator(name="tests.capture.started")
     async def started(ctx: Any) -> None:
