@@ -187,10 +187,10 @@ async def weak_references(ctx: Context, value: Any) -> Any:
     seen = []
     for n in (2, 0):
         del things[n]
-        gc.collect()
+        gc.collect(1)
         seen.append(await ctx.call("echo", sorted(known)))
     task: weakref.ref[asyncio.Task[Any]] = weakref.ref(asyncio.create_task(_waits(ctx)))
-    gc.collect()
+    gc.collect(1)
     await ctx.call("echo", task() is not None)
     return seen
 
@@ -208,11 +208,11 @@ async def collected_in_the_middle(ctx: Context, value: Any) -> Any:
             return await ctx.call("odd", n)
         except Exception as error:
             trap.append(error)
-            gc.collect()
+            gc.collect(1)
             return await ctx.call("instead", n)
 
     outcomes = await asyncio.gather(*[work(n) for n in range(6)])
-    gc.collect()
+    gc.collect(1)
     return await ctx.call("echo", outcomes)
 
 
