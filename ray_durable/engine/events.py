@@ -260,7 +260,8 @@ class ExecutionResumed(Input):
 class ExecutionRewound(Input):
     """The history up to here was copied: from this instance's execution before (rewind) or another instance (fork).
 
-    What has no outcome runs again, with all of its attempts; random numbers are this run's own from here on.
+    What has no outcome runs again, with all of its attempts; random numbers are no longer those of the copied run, but
+    made of `request_id`.
     """
 
     reason: str

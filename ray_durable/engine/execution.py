@@ -40,8 +40,8 @@ ExecutionClosed, a BaseException. What is outstanding then stays so: nobody canc
 instances that were called.
 
 A history may be a copy: of the execution before (rewind) or of another instance (fork). Then it holds ExecutionRewound
-where the copy ends, and random numbers are those of the copied run before, and of the present one behind. A copy ends
-behind all that an input caused, or before all of it: an input right before ExecutionRewound is delivered behind it.
+where the copy ends, and random numbers are those of the copied run before, and others behind. A copy ends behind all
+that an input caused, or before all of it: an input right before ExecutionRewound is delivered behind it.
 
 A start may hand inputs on (`carried`). The caller gives them, as fresh ones, right behind the events that nobody has
 run: the start, or in a copied history ExecutionRewound. An execution that continues as new before it took them all has
@@ -56,6 +56,7 @@ gives a function to decode each outcome.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any
@@ -284,11 +285,10 @@ class Execution(ExecutionCommands):
 
     def _rewind(self, event: ExecutionRewound) -> None:
         assert self.started is not None
-        # Behind an earlier rewind that was copied too, the numbers are those of the run that it began.
-        run = self.started.author_of(event.number)[1]
-        self._randomness.begin(run)
-        if run == self.started.run:
-            self._untaken.extend(self.started.carried)
+        # Copied rewinds give the same numbers again: nothing of it depends on who copied them.
+        origin = self.started.origin or self.started.run
+        self._randomness.begin(f"{origin}/{event.request_id}")
+        self._untaken = deque(self.started.carried)
         self._tasks.rewound()
         self._maps.rewound()
         self._children.rewound()

@@ -506,9 +506,8 @@ class Instance:
     async def _continue(self, link: ContinueAsNew) -> None:
         """The link is in the log: make the next execution, which is to be loaded."""
         execution, started = self._execution, self._started
-        carried = [event for event in execution.unread_events if event.number in link.carried]
         owes = self._mail.owes
-        events = continued(started, link, carried, execution.recent_event_ids, owes=owes)
+        events = continued(started, link, execution.unread_events, execution.recent_event_ids, owes=owes)
         self._alarm.set(None)
         await create_linked(self._hub, started.run, events)
         self._inbox.drop_unasked()

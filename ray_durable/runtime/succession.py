@@ -57,8 +57,8 @@ def successor(history: Sequence[Event], link: Link, *, owes: bool) -> list[Event
     """The events of the next execution's segment 0. `owes`: messages of this one may still have to be delivered."""
     started = _started(history)
     if isinstance(link, ContinueAsNew):
-        carried = [event for event in (history[number - 1] for number in link.carried) if _is_raised(event)]
-        return continued(started, link, carried, _recent_ids(history), owes=owes)
+        unread = [history[number - 1] for number in link.carried]
+        return continued(started, link, [*unread, *_untaken(history)], _recent_ids(history), owes=owes)
     if link.kind == "rewind":
         return _rewound(history, link, owes=owes)
     assert link.name is not None, "a restart says what it starts"
@@ -79,13 +79,16 @@ def successor(history: Sequence[Event], link: Link, *, owes: bool) -> list[Event
 def continued(
     started: ExecutionStarted, link: ContinueAsNew, carried: Iterable[Event], recent: Iterable[str], *, owes: bool
 ) -> list[Event]:
-    """`successor` of an execution that continues as new, by an owner that has it in memory."""
+    """`successor` of an execution that continues as new, by an owner that has it in memory.
+
+    `carried` are its unread events: also those that were handed on to it and that it ended before.
+    """
     request_id = f"{link.number}.{started.execution}.{started.instance_id}"
     return [
         dataclasses.replace(
             _next(started, link, request_id, owes=owes),
             input=link.input,
-            carried=tuple(_fresh(event) for event in carried if isinstance(event, Input)),
+            carried=tuple(_fresh(event) for event in carried if isinstance(event, EventRaised)),
             recent=tuple(recent)[-RECENT_IDS_MAX:],
         )
     ]
@@ -94,8 +97,11 @@ def continued(
 def fork(
     history: Sequence[Event], *, instance_id: str, run: str, request_id: str, through: int, now_us: int
 ) -> list[Event]:
-    """The events of a new instance that goes on from the first `through` events of another's history."""
-    source = _started(history)
+    """The events of a new instance that goes on from the first `through` events of another's history.
+
+    A step is copied as a whole or runs again: in the middle of what an input caused, the copy ends with that input.
+    """
+    source, through = _started(history), _whole_steps(history, through)
     started = dataclasses.replace(
         source,
         instance_id=instance_id,
@@ -106,6 +112,7 @@ def fork(
         depth=0,
         previous=(source.instance_id, source.execution, source.run),
         owes=False,
+        carried=(),
         origin=source.origin or source.run,
         lineage=(),
     )
@@ -193,8 +200,22 @@ def _recent_ids(history: Iterable[Event]) -> Iterator[str]:
             yield event.event_id
 
 
-def _is_raised(event: Event) -> bool:
-    return isinstance(event, EventRaised)
+def _untaken(history: Sequence[Event]) -> Sequence[Input]:
+    """The inputs handed on to the execution that it ended before: they come first behind what nobody had run."""
+    started = _started(history)
+    beginning = max(
+        place for place, event in enumerate(history) if isinstance(event, ExecutionStarted | ExecutionRewound)
+    )
+    taken = sum(isinstance(event, Input) for event in history[beginning + 1 :])
+    return started.carried[taken:]
+
+
+def _whole_steps(history: Sequence[Event], through: int) -> int:
+    """The number of the last event of `through` that is not in the middle of what an input caused."""
+    if through < len(history) and not isinstance(history[through], Input):
+        while not isinstance(history[through - 1], Input):
+            through -= 1
+    return through
 
 
 def _fresh(event: Input) -> Input:
