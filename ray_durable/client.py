@@ -312,11 +312,26 @@ class Hub(HubReader):
             name=function.name,
             input=encoded,
             request_id=uuid.uuid4().hex,
-            reference=(await _reference(hub, function)).to_json(),
+            reference=(await self._reference(function)).to_json(),
             version=function.version,
         )
         await start_instance(hub, start, now_us=self._now_us(), reuses_ended=reuses_ended)
         await self._admit(instance_id)
+
+    async def _reference(self, function: Orchestrator[..., Any]) -> FunctionReference:
+        """How other processes find `function`; its code is stored where they cannot import it."""
+        if function.is_importable:
+            return registry.reference_of(function)
+        hub = await self._hub()
+        if not hub.codec.trust.allows_pickle:
+            raise SerializationError(
+                f"Orchestrator {function.name!r} is defined in the running script or notebook, so its code would have "
+                f"to be stored by value, which needs a private local root; {hub.store.url} is none. Move it to a module "
+                "that every node can import",
+                where=f"code of orchestrator {function.name!r}",
+                type_name="function",
+            )
+        return registry.reference_of(function, await hub.store_code(capture_bundle(function)))
 
     def _now_us(self) -> int:
         """The time at which something is asked for, in microseconds since the epoch."""
@@ -390,17 +405,3 @@ def _orchestrator(given: object) -> Orchestrator[..., Any]:
     raise InvalidOrchestratorError(
         f"{given!r} is no orchestrator: decorate an `async def` or generator function with @orchestrator"
     )
-
-
-async def _reference(hub: OpenHub, function: Orchestrator[..., Any]) -> FunctionReference:
-    if function.is_importable:
-        return registry.reference_of(function)
-    if not hub.codec.trust.allows_pickle:
-        raise SerializationError(
-            f"Orchestrator {function.name!r} is defined in the running script or notebook, so its code would have "
-            f"to be stored by value, which needs a private local root; {hub.store.url} is none. Move it to a module "
-            "that every node can import",
-            where=f"code of orchestrator {function.name!r}",
-            type_name="function",
-        )
-    return registry.reference_of(function, await hub.store_code(capture_bundle(function)))
