@@ -36,7 +36,6 @@ from ray_durable.reader import HubReader, address_of, variable_of
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.explanation import Explanation
-from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lifecycle import (
     Start,
     fork_instance,
@@ -325,9 +324,9 @@ class Hub(HubReader):
         hub = await self._hub()
         if not hub.codec.trust.allows_pickle:
             raise SerializationError(
-                f"Orchestrator {function.name!r} is defined in the running script or notebook, so its code would have "
-                f"to be stored by value, which needs a private local root; {hub.store.url} is none. Move it to a module "
-                "that every node can import",
+                f"Orchestrator {function.name!r} is defined in the running script or notebook, so its code would "
+                f"have to be stored by value, which needs a private local root; {hub.store.url} is none. Move it to a "
+                "module that every node can import",
                 where=f"code of orchestrator {function.name!r}",
                 type_name="function",
             )
