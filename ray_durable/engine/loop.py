@@ -342,12 +342,26 @@ _INSTEAD = {
 }
 
 
+# What people call, where that is not the loop's own method.
+_KNOWN_AS = {
+    "run_in_executor": "asyncio.to_thread",
+    "call_soon_threadsafe": "asyncio.run_coroutine_threadsafe",
+    "create_connection": "asyncio.open_connection",
+    "create_unix_connection": "asyncio.open_unix_connection",
+    "create_server": "asyncio.start_server",
+    "create_unix_server": "asyncio.start_unix_server",
+    "subprocess_exec": "asyncio.create_subprocess_exec",
+    "subprocess_shell": "asyncio.create_subprocess_shell",
+}
+
+
 def _refusal(name: str) -> Callable[..., NoReturn]:
     instead = _INSTEAD.get(name, "do input and output in an activity")
+    user = f", which {_KNOWN_AS[name]} calls," if name in _KNOWN_AS else ""
 
     def refuse(self: EventLoop, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotDeterministicError(
-            f"{name}() of the event loop cannot be replayed, so an orchestrator cannot use it: {instead}."
+            f"{name}() of the event loop{user} cannot be replayed, so an orchestrator cannot use it: {instead}."
         )
 
     refuse.__name__ = name

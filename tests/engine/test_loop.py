@@ -106,6 +106,33 @@ def test_what_cannot_be_replayed_is_refused_with_advice(name: str) -> None:
     assert any(word in said for word in ("activity", "event", "await", "return", "create_task"))
 
 
+KNOWN_AS = (
+    "to_thread",
+    "run_coroutine_threadsafe",
+    "open_connection",
+    "open_unix_connection",
+    "start_server",
+    "start_unix_server",
+    "create_subprocess_exec",
+    "create_subprocess_shell",
+)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("name", KNOWN_AS)
+def test_a_refusal_names_what_the_code_called(name: str) -> None:
+    """Not the loop's method alone, which most people have never heard of."""
+
+    async def orchestrator(ctx: Context, value: Any) -> Any:
+        await REFUSED[name](asyncio.get_running_loop())
+
+    execution, _ = begin(orchestrator)
+    assert execution.failure is not None
+    assert execution.failure.type_name == "NotDeterministicError"
+    assert f"asyncio.{name} " in execution.failure.message
+    gc.collect()
+
+
 BUSY: dict[str, Callable[[], Any]] = {
     "run": lambda: asyncio.run(asyncio.sleep(0)),
     "Runner": lambda: _in_runner(),
