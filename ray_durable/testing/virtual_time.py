@@ -35,9 +35,7 @@ class _SkippingSelector(selectors.DefaultSelector):
         if self.loop.waits_outside:
             return super().select(None)
         if not self.loop.tell_quiet():
-            if timeout is None:
-                raise Deadlock("everything waits, and no timer is set")
-            self.loop.now_s += timeout
+            self.loop.skip(timeout)
         return []
 
 
@@ -52,6 +50,7 @@ class SkippingLoop(asyncio.SelectorEventLoop):
         self._requests = 0
         self._outside = 0
         self._quiet: asyncio.Future[None] | None = None
+        self._skipped: asyncio.Future[bool] | None = None
         super().__init__(selector)
 
     def time(self) -> float:
@@ -91,6 +90,20 @@ class SkippingLoop(asyncio.SelectorEventLoop):
             return False
         self._quiet.set_result(None)
         return True
+
+    async def skipped(self) -> bool:
+        """Wait until time has passed; False if it never will, since no timer is set."""
+        if self._skipped is None or self._skipped.done():
+            self._skipped = self.create_future()
+        return await asyncio.shield(self._skipped)
+
+    def skip(self, wait_s: float | None) -> None:
+        """Nothing happens for so long (None: ever)."""
+        if self._skipped is not None and not self._skipped.done():
+            self._skipped.set_result(wait_s is not None)
+        elif wait_s is None:
+            raise Deadlock("everything waits, and no timer is set")
+        self.now_s += wait_s or 0.0
 
 
 def simulate(main: Coroutine[Any, Any, T]) -> T:

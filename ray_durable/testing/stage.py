@@ -1,0 +1,277 @@
+"""Where an environment's instances play: a hub in memory whose owners, workers and time are under control.
+
+Adds to `World` what users' tests need: functions of the test's own process, doubles of activities, activities that run
+while virtual time stands still, crashes at single operations of the store, and the knowledge that nothing will happen
+any more. Everything runs on one loop, a `SkippingLoop`; only activities have a thread of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import random
+import threading
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, cast
+
+from ray_durable import registry
+from ray_durable.authoring import Activity
+from ray_durable.callees import Callees
+from ray_durable.capture import Bundle
+from ray_durable.codec import Codec, Trust
+from ray_durable.context import Orchestration
+from ray_durable.engine import ExecutionStarted, RuntimeStatus
+from ray_durable.function import DurableFunction
+from ray_durable.reference import FunctionReference
+from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.explanation import Explanation, explain_history
+from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.messages import SliceReport, SliceWork
+from ray_durable.runtime.worker import run_slice
+from ray_durable.storage import ObjectStore, list_open
+from ray_durable.testing.doubles import Doubles
+from ray_durable.testing.spy_store import Call, SpyStore
+from ray_durable.testing.virtual_time import SkippingLoop
+from ray_durable.testing.workers import InlineWorkshop, Slice, Workers
+from ray_durable.testing.world import LoopClock, Owner, World, never
+
+__all__ = ["IN_PROCESS", "Operation", "Stage", "StageWorkers", "is_in_activity"]
+
+IN_PROCESS = "in-process"
+"""Stands for the digest of captured code: such functions are found in this process, by name."""
+
+_IDLE_S_MAX = 60.0
+"""Longer without a write to the store, and only a durable timer can bring the next one."""
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+_thread = threading.local()
+
+
+def is_in_activity() -> bool:
+    """Whether an activity asks, for which virtual time stands still."""
+    return getattr(_thread, "is_in_activity", False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """An operation of the store that an owner did: the `number`-th of all owners', counted from 1."""
+
+    number: int
+    instance_id: str
+    operation: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"operation {self.number} ({self.operation} {self.key}, by the owner of instance {self.instance_id!r})"
+
+
+class _StageHub(OpenHub):
+    """A hub that finds functions of this process, and gives doubles of its activities."""
+
+    def __init__(self, address: HubAddress, store: ObjectStore, *, epoch: int, stage: Stage) -> None:
+        super().__init__(address, store, epoch=epoch)
+        self.codec = Codec(trust=stage.trust, limits=self.limits)
+        self.new_run = stage.new_run
+        self._stage = stage
+
+    async def load_orchestration(self, started: ExecutionStarted) -> Orchestration:
+        orchestration = await super().load_orchestration(started)
+        code = orchestration.reference.code
+        orchestration.callees = _Callees(registry.registered() if code else {}, code, self._stage.doubles)
+        return orchestration
+
+    async def load_function(self, reference: FunctionReference) -> DurableFunction:
+        function = await super().load_function(reference)
+        return self._stage.doubles.of(function) if isinstance(function, Activity) else function
+
+    async def _load_bundle(self, digest: str) -> Bundle:
+        if digest == IN_PROCESS:
+            self._bundles[digest] = Bundle(registry.registered(), {})
+        return await super()._load_bundle(digest)
+
+
+class _Callees(Callees):
+    """Local activities run in the orchestrator's process, where no worker would put a double in their place."""
+
+    def __init__(self, functions: Any, code: str | None, doubles: Doubles) -> None:
+        super().__init__(functions, code)
+        self._doubles = doubles
+
+    def activity(self, activity: Activity[..., Any] | str) -> Activity[..., Any]:
+        found = super().activity(activity)
+        return self._doubles.of(found) if found.is_local else found
+
+
+class StageWorkers(Workers):
+    """Workers that take one slice after the other on a thread of their own, for which virtual time waits.
+
+    `held` are names of activities whose calls wait; `losses` counts, by name, the workers that are still to be lost.
+    """
+
+    def __init__(self, workshop: InlineWorkshop, loop: SkippingLoop) -> None:
+        super().__init__(workshop)
+        self.held_names: set[str] = set()
+        self.losses: dict[str, int] = {}
+        self.holds = lambda work: work.target.reference.name in self.held_names
+        self.is_poisoned = self._takes_worker
+        self._loop = loop
+        self._queue: queue.SimpleQueue[Slice | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="ray_durable activities", daemon=True)
+        self._thread.start()
+
+    def execute(self, started: Slice) -> None:
+        """See `Workers`; reports later."""
+        self._loop.begin_outside()
+        self._queue.put(started)
+
+    def release(self, name: str) -> None:
+        """Let the held calls of an activity go on."""
+        self.held_names.discard(name)
+        for held in [one for one in self.held if one.work.target.reference.name == name]:
+            self.held.remove(held)
+            held.finish()
+
+    def close(self) -> None:
+        """End the thread, after the slice that it has."""
+        self._queue.put(None)
+
+    def _takes_worker(self, work: SliceWork) -> bool:
+        name = work.target.reference.name
+        left = self.losses.get(name, 0)
+        self.losses[name] = max(0, left - 1)
+        return left > 0
+
+    def _work(self) -> None:
+        _thread.is_in_activity = True
+        while (started := self._queue.get()) is not None:
+            report = run_slice(started.work, self.workshop)
+            self._loop.call_soon_threadsafe(self._report, started, report)
+
+    def _report(self, started: Slice, report: SliceReport) -> None:
+        self._loop.end_outside()
+        started.end(report)
+
+
+class Stage(World):
+    """See the module. Make it on its loop, which is a `SkippingLoop`."""
+
+    def __init__(self, *, start: datetime, seed: int, trust: Trust) -> None:
+        self.trust = trust
+        self.operations: list[Operation] = []
+        self.crash: tuple[int, Literal["before", "after"]] | None = None
+        self.writes = 0
+        self.loop = cast(SkippingLoop, asyncio.get_running_loop())
+        self.doubles = Doubles(self.now)
+        self._random = random.Random(seed)
+        self._crashes: set[asyncio.Task[None]] = set()
+        super().__init__(clock=LoopClock(start_us=(start - _EPOCH) // timedelta(microseconds=1)))
+
+    def now(self) -> datetime:
+        """The virtual time; from any thread."""
+        return _EPOCH + timedelta(microseconds=self.clock.time_us(self.loop.now_s))
+
+    def new_run(self) -> str:
+        """A random id that depends on the seed alone."""
+        return uuid.UUID(int=self._random.getrandbits(128), version=4).hex
+
+    def open_hub(self, store: ObjectStore, *, epoch: int = 1) -> OpenHub:
+        """See `World`."""
+        return _StageHub(self.address, store, epoch=epoch, stage=self)
+
+    def make_workers(self) -> StageWorkers:
+        """See `World`."""
+        return StageWorkers(InlineWorkshop(self.open_hub(self.objects)), self.loop)
+
+    @property
+    def stage_workers(self) -> StageWorkers:
+        """The workers, as this world made them."""
+        assert isinstance(self.workers, StageWorkers)
+        return self.workers
+
+    def own(self, instance_id: str = "one", *, store: SpyStore | None = None, epoch: int = 1) -> Owner:
+        """See `World`."""
+        spy = store or self.make_store()
+        owner = super().own(instance_id, store=spy, epoch=epoch)
+        # How it ended shows in the store.
+        owner.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+        async def before(operation: str, key: str) -> None:
+            done = Operation(number=len(self.operations) + 1, instance_id=instance_id, operation=operation, key=key)
+            self.operations.append(done)
+            if operation != "get" and operation != "list":
+                self.writes += 1
+            if self.crash is None or self.crash[0] != done.number:
+                return
+            if self.crash[1] == "before":
+                await self._die(owner)
+            dying.append((operation, key))
+
+        async def after(operation: str, key: str) -> None:
+            if (operation, key) in dying:
+                await self._die(owner)
+
+        dying: list[Call] = []
+        spy.before, spy.after = before, after
+        return owner
+
+    async def lose_owner(self, instance_id: str) -> None:
+        """The process of an instance dies; another one takes over."""
+        owner = self.living(instance_id)
+        if owner is not None:
+            owner.store.before = owner.store.after = lambda operation, key: never()
+            await owner.kill()
+            self.own(instance_id)
+
+    async def _die(self, owner: Owner) -> None:
+        """The owner's process dies in the middle of an operation."""
+        crash = self.loop.create_task(self.lose_owner(owner.instance.instance_id))
+        self._crashes.add(crash)
+        crash.add_done_callback(self._crashes.discard)
+        await never()
+
+    async def progress(self, deadline_s: float | None = None) -> bool:
+        """Let time pass until something was recorded, or the deadline is reached (on the loop's clock).
+
+        False if neither will ever be: everything waits for somebody else, and there is no deadline.
+        """
+        writes, idle_until_s = self.writes, self.loop.time() + _IDLE_S_MAX
+        alarm = None if deadline_s is None else self.loop.call_at(deadline_s, lambda: None)
+        try:
+            while True:
+                await self.loop.quiet()
+                if self.writes != writes or (deadline_s is not None and self.loop.time() >= deadline_s):
+                    return True
+                if self.loop.time() >= idle_until_s and deadline_s is None:
+                    due_s = await self._next_due_s()
+                    if due_s is None:
+                        return False
+                    idle_until_s = max(due_s, self.loop.time()) + _IDLE_S_MAX
+                if not await self.loop.skipped():
+                    return False
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+
+    async def _next_due_s(self) -> float | None:
+        """When the next durable timer fires, on the loop's clock."""
+        due: list[datetime] = []
+        for entry in await list_open(self.hub.store, self.hub.keys):
+            told = await self.explain(entry.instance_id)
+            if told.status.runtime_status is not RuntimeStatus.SUSPENDED and told.status.problem is None:
+                due += [waiting.due for waiting in told.waiting if waiting.due is not None]
+        return self.loop.time() + (min(due) - self.now()).total_seconds() if due else None
+
+    async def explain(self, instance_id: str) -> Explanation:
+        """What an instance waits for; the owner knows more than the store."""
+        owner = self.living(instance_id)
+        if owner is not None:
+            return await owner.instance.explain()
+        return explain_history(await self.hub.status(instance_id), await self.hub.history(instance_id))
+
+    async def close(self) -> None:
+        """See `World`."""
+        await super().close()
+        self.stage_workers.close()
