@@ -185,22 +185,24 @@ class Hub(HubReader):
         check_event_name(name)
         payload = (await self._hub()).codec.encode(value, Any, where=f"value of event {name!r}")
         wanted_id = event_id or uuid.uuid4().hex
-        await self._command(instance_id, lambda actor: actor.raise_event.remote(name, payload, wanted_id))
+        await self._command(instance_id, wanted_id, lambda actor: actor.raise_event.remote(name, payload, wanted_id))
 
     async def terminate(self, instance_id: str, reason: str, recursive: bool) -> None:
         """See `Handle.terminate`."""
         request_id = uuid.uuid4().hex
-        await self._command(instance_id, lambda actor: actor.terminate.remote(reason, request_id, recursive))
+        await self._command(
+            instance_id, request_id, lambda actor: actor.terminate.remote(reason, request_id, recursive)
+        )
 
     async def suspend(self, instance_id: str, reason: str) -> None:
         """See `Handle.suspend`."""
         request_id = uuid.uuid4().hex
-        await self._command(instance_id, lambda actor: actor.suspend.remote(reason, request_id))
+        await self._command(instance_id, request_id, lambda actor: actor.suspend.remote(reason, request_id))
 
     async def resume(self, instance_id: str, reason: str) -> None:
         """See `Handle.resume`."""
         request_id = uuid.uuid4().hex
-        await self._command(instance_id, lambda actor: actor.resume.remote(reason, request_id))
+        await self._command(instance_id, request_id, lambda actor: actor.resume.remote(reason, request_id))
 
     async def rewind(self, instance_id: str, reason: str) -> None:
         """See `Handle.rewind`."""
@@ -346,17 +348,21 @@ class Hub(HubReader):
             with contextlib.suppress(HubHeldError):
                 await self._connection.repair()
 
-    async def _command(self, instance_id: str, call: Callable[[Any], Awaitable[None]]) -> None:
+    async def _command(self, instance_id: str, request_id: str, call: Callable[[Any], Awaitable[None]]) -> None:
         """Have the instance's actor do something that must be durable, and ask again while the answer is unclear.
+
+        What was recorded under `request_id` was done, also where the instance has ended since.
 
         Raises:
             ClusterConnectionError: it did not answer for a minute; whether it will be done is unknown.
         """
         assert self._connection is not None
-        deadline_s = time.monotonic() + _COMMAND_S_MAX
+        deadline_s, is_unclear = time.monotonic() + _COMMAND_S_MAX, False
         while True:
             status = await self.status(instance_id)
             if status.is_ended:
+                if is_unclear and await self._is_recorded(instance_id, request_id):
+                    return
                 raise InstanceEndedError(
                     f"Instance {instance_id!r} has ended ({status.runtime_status}): it takes no more events or "
                     "commands",
@@ -368,10 +374,11 @@ class Hub(HubReader):
                 return
             except InstanceEndedError:
                 # Its actor stays for a moment; the instance may have begun anew.
-                if (await self.status(instance_id)).is_ended:
+                if not is_unclear and (await self.status(instance_id)).is_ended:
                     raise
                 await asyncio.sleep(_POLL_S_FIRST)
             except ClusterConnectionError as error:
+                is_unclear = True
                 if time.monotonic() > deadline_s:
                     raise ClusterConnectionError(
                         f"Instance {instance_id!r} did not answer for {_COMMAND_S_MAX:.0f} s ({error}), so whether "
@@ -381,6 +388,14 @@ class Hub(HubReader):
                 # The outcome is unknown; the same request again is recognised by its id.
                 await self._connection.repair()
                 await asyncio.sleep(_POLL_S_FIRST)
+
+    async def _is_recorded(self, instance_id: str, request_id: str) -> bool:
+        """Whether the history holds the request, or the external event of this id."""
+        ids = (
+            getattr(event, "event_id", getattr(event, "request_id", ""))
+            for event in await self.history(instance_id, None)
+        )
+        return request_id in ids
 
     async def _wait_for_end(self, instance_id: str, poll_s: float, left_s: float | None) -> bool:
         assert self._connection is not None
