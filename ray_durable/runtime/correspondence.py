@@ -29,7 +29,7 @@ from ray_durable.errors import OrchestrationTerminatedError
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 
-__all__ = ["Correspondence", "EndChild", "Message", "RaiseEvent", "ReportEnd", "StartChild", "owes"]
+__all__ = ["Correspondence", "EndChild", "Message", "RaiseEvent", "ReportEnd", "StartChild", "owed", "owes"]
 
 _CHILD_ID_CHARS_MAX = 200
 
@@ -210,8 +210,16 @@ class Correspondence:
 _UNKNOWN = Failure(kind="system", type_name=OrchestrationTerminatedError.__name__, message="it ended without a word")
 
 
-def owes(history: Iterable[Event]) -> bool:
-    """Whether messages of this history, or of executions before it, may still have to be delivered."""
+def owes(history: Iterable[Event], *, is_rewound: bool) -> bool:
+    """Whether messages of this history, or of executions before it, may still have to be delivered.
+
+    Of a failure that is rewound nobody is told: what was called will end in another way.
+    """
     correspondence = Correspondence()
     correspondence.take(history)
-    return bool(correspondence.pending) or not correspondence.are_older_delivered
+    return bool(owed(correspondence.pending, is_rewound=is_rewound)) or not correspondence.are_older_delivered
+
+
+def owed(pending: Iterable[Message], *, is_rewound: bool) -> list[Message]:
+    """What an execution still owes to others when the next one begins."""
+    return [message for message in pending if not (is_rewound and isinstance(message, ReportEnd))]

@@ -213,7 +213,8 @@ async def purge_instance(hub: OpenHub, instance_id: str, *, now_us: int) -> None
 async def create_successor(hub: OpenHub, history: Sequence[Event], link: Link) -> int:
     """Create the execution that `link` names, unless that was done; its number."""
     started = _started(history)
-    events = successor(history, link, owes=owes(history))
+    is_rewound = isinstance(link, ExecutionRestarted) and link.kind == "rewind"
+    events = successor(history, link, owes=owes(history, is_rewound=is_rewound))
     await create_linked(hub, started.run, events)
     return started.execution + 1
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ray_durable.engine import Event, ExecutionStarted, OutboxDelivered
 from ray_durable.errors import InstanceNotFoundError
-from ray_durable.runtime.correspondence import Correspondence, Message
+from ray_durable.runtime.correspondence import Correspondence, Message, owed
 from ray_durable.runtime.delivery import Courier
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.outbox import Outbox
@@ -86,7 +86,7 @@ class Mail:
 
     async def _owed_before(self, started: ExecutionStarted) -> list[Message]:
         """What the executions before this one have not delivered for all that their logs say, the oldest first."""
-        owed: list[Message] = []
+        found: list[Message] = []
         while started.owes and started.previous is not None and started.previous[0] == started.instance_id:
             try:
                 _, history = await self._hub.read_log(started.instance_id, started.previous[1])
@@ -94,9 +94,9 @@ class Mail:
                 break  # removed, which is done only with what owes nothing
             correspondence = Correspondence()
             correspondence.take(history)
-            owed = [*correspondence.pending, *owed]
+            found = [*owed(correspondence.pending, is_rewound=bool(started.lineage)), *found]
             first = history[0]
             if correspondence.are_older_delivered or not isinstance(first, ExecutionStarted):
                 break
             started = first
-        return owed
+        return found

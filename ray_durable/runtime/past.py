@@ -92,4 +92,5 @@ class PastExecutions:
     async def _began_us(self, execution: int) -> int:
         """When an execution began, which is when the one before it ended."""
         segment = await read_start(self._hub.store, self._hub.keys, self._instance_id, execution)
-        return segment.header.written_us
+        updated_us: int = segment.header.status["updated_us"]
+        return updated_us

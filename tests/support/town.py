@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ray_durable.engine import Event
-from ray_durable.errors import ClusterConnectionError, InstanceEndedError, InstanceNotFoundError
+from ray_durable.errors import ClusterConnectionError, FencedError, InstanceEndedError, InstanceNotFoundError
 from ray_durable.payload import Payload
 from ray_durable.runtime.hub import GRACE_S_DEFAULT
 from ray_durable.runtime.lifecycle import restart_instance, rewind_instance
@@ -107,7 +107,8 @@ class Town(World):
                 asked = asyncio.ensure_future(getattr(owner.instance, method)(*args))
                 await asyncio.wait({asked, owner.task}, return_when=asyncio.FIRST_COMPLETED)
                 if asked.done():
-                    with contextlib.suppress(ClusterConnectionError, InstanceEndedError):
+                    # Like a client, which asks again while the outcome is unknown.
+                    with contextlib.suppress(ClusterConnectionError, FencedError, InstanceEndedError):
                         asked.result()
                         return
                 asked.cancel()
