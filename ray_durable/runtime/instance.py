@@ -106,6 +106,8 @@ class Instance:
         self._past = PastExecutions(hub, instance_id, clock)
         # The number of the execution to load; None: the newest, whichever that is.
         self._execution_number: int | None = None
+        # The line of the execution before, when this owner made the present one.
+        self._before: DispatcherLink | None = None
         self._is_over = False
         # Made by `_load`; but for the mail, of the present execution.
         self._mail: Mail
@@ -306,7 +308,8 @@ class Instance:
 
     async def _claim(self, caused: Sequence[Event]) -> None:
         """Append OwnerClaimed with the attempts that are submitted again, after what replay added; then release it."""
-        attachment = await self._attach()
+        before, self._before = self._before, None
+        attachment = await self._attach() if before is None else self._link.follow(before)
         new = {event.number for event in caused}
         again = self._releaser.resubmit(attachment, released_next=new)
         claimed = OwnerClaimed(
@@ -511,7 +514,7 @@ class Instance:
         self._alarm.set(None)
         await create_linked(self._hub, started.run, events)
         self._inbox.drop_unasked()
-        self._execution_number = started.execution + 1
+        self._execution_number, self._before = started.execution + 1, self._link
         self._past.add(started.execution)
         self._is_over = True
 
@@ -541,6 +544,7 @@ class Instance:
     def _discard(self) -> None:
         """Nothing of the present execution goes on here."""
         self._alarm.set(None)
+        self._before = None
         if hasattr(self, "_mail"):
             self._mail.close()
             del self._mail

@@ -44,6 +44,16 @@ class DispatcherLink:
         self._cancel: list[int] = []
         self._settled: list[int] = []
         self._calls: set[asyncio.Task[None]] = set()
+        # Whether the dispatcher may know of the run.
+        self._is_known = True
+
+    def follow(self, before: DispatcherLink) -> Attachment:
+        """What the dispatcher holds of a run that nobody has owned yet: nothing, so it need not be asked.
+
+        `before` is the line of the execution before, on which it was asked.
+        """
+        self._incarnation, self._is_known = before._incarnation, False
+        return Attachment(incarnation=self._incarnation, tasks=frozenset(), maps={})
 
     async def attach(self) -> Attachment:
         """What the dispatcher holds of this run. Raises DispatcherLostError."""
@@ -87,6 +97,8 @@ class DispatcherLink:
     async def leave(self) -> None:
         """The instance has ended: the dispatcher forgets the run. A lost dispatcher has forgotten it already."""
         self.close()
+        if not self._is_known:
+            return
         try:
             if not self._incarnation:
                 await self.attach()
@@ -107,6 +119,7 @@ class DispatcherLink:
         self._calls.clear()
 
     def _request(self) -> Exchange:
+        self._is_known = True
         request = Exchange(
             run=self._run,
             instance_id=self._instance_id,
