@@ -31,11 +31,11 @@ from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
 from ray_durable.runtime.lease import Lease, LeaseKeeper, find_lease
 from ray_durable.runtime.loop_thread import LoopThread
+from ray_durable.runtime.loop_watch import LoopWatch
 from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply
 from ray_durable.runtime.ports import SystemClock
 from ray_durable.runtime.supervisor import Supervisor
 from ray_durable.runtime.termination import record_termination
-from ray_durable.runtime.watch import LoopWatch
 from ray_durable.storage import ClaimLostError
 
 __all__ = ["DispatcherActor", "OrchestrationActor", "SupervisorActor"]
