@@ -141,7 +141,8 @@ def resolve(future: CommandFuture, value: object) -> None:
     """Give `future` its result, unless it is done."""
     if not future.done():
         future.command = None
-        future.set_result(value)
+        # The engine calls this in the turn alone: the question whether it is one is left out.
+        asyncio.Future.set_result(future, value)
 
 
 def fail(future: CommandFuture, error: BaseException) -> None:
