@@ -45,6 +45,8 @@ IN_PROCESS = "in-process"
 _IDLE_S_MAX = 60.0
 """Longer without a write to the store, and only a durable timer can bring the next one."""
 
+_END_S_MAX = 2.0
+
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 _thread = threading.local()
@@ -135,8 +137,9 @@ class StageWorkers(Workers):
             held.finish()
 
     def close(self) -> None:
-        """End the thread, after the slice that it has."""
+        """End the thread; an activity that does not end is left behind."""
         self._queue.put(None)
+        self._thread.join(_END_S_MAX)
 
     def _takes_worker(self, work: SliceWork) -> bool:
         name = work.target.reference.name

@@ -32,7 +32,7 @@ async def stock(item: str) -> int:
 
 
 @durable.orchestrator
-async def review(ctx: durable.OrchestrationContext, applicant: str) -> str:
+async def vet(ctx: durable.OrchestrationContext, applicant: str) -> str:
     receipt = await ctx.call_activity(send_mail, applicant)
     try:
         approved = await ctx.wait_for_external_event("Approval", bool, timeout=timedelta(hours=72))
@@ -58,7 +58,7 @@ async def jot(ctx: durable.OrchestrationContext) -> tuple[str, int]:
 
 @durable.orchestrator
 async def checkout(ctx: durable.OrchestrationContext, customers: list[str]) -> list[str]:
-    calls = [ctx.call_sub_orchestrator(review, customer) for customer in customers]
+    calls = [ctx.call_sub_orchestrator(vet, customer) for customer in customers]
     return await asyncio.gather(*calls)
 
 

@@ -19,7 +19,7 @@ def env() -> Iterator[Environment]:
 
 def test_a_lost_owner_is_followed_by_another(env: Environment) -> None:
     """It replays, and finished activities do not run again."""
-    handle = env.start(flows.review, "ann")
+    handle = env.start(flows.vet, "ann")
     epoch = handle.status().owner
     env.lose_owner(handle)
     handle.raise_event("Approval", True)
@@ -31,7 +31,7 @@ def test_a_lost_owner_is_followed_by_another(env: Environment) -> None:
 def test_a_lost_worker_is_no_failure_of_the_activity(env: Environment) -> None:
     """The call runs elsewhere."""
     env.lose_worker(flows.send_mail, times=2)
-    handle = env.start(flows.review, "ann")
+    handle = env.start(flows.vet, "ann")
     handle.raise_event("Approval", True)
     assert handle.result() == "mail to ann: approved"
 
@@ -39,7 +39,7 @@ def test_a_lost_worker_is_no_failure_of_the_activity(env: Environment) -> None:
 def test_a_lost_dispatcher_lets_activities_in_flight_run_again(env: Environment) -> None:
     """With the same idempotency key; the held call of the lost one is gone with it."""
     env.hold(flows.send_mail)
-    handle = env.start(flows.review, "ann")
+    handle = env.start(flows.vet, "ann")
     env.lose_dispatcher()
     env.release(flows.send_mail)
     handle.raise_event("Approval", True)
@@ -49,7 +49,7 @@ def test_a_lost_dispatcher_lets_activities_in_flight_run_again(env: Environment)
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_owner_dies_at_an_operation_of_the_store(env: Environment, moment: str) -> None:
     """Before or after it took effect; either way the instance comes to its end."""
-    handle = env.start(flows.review, "ann")
+    handle = env.start(flows.vet, "ann")
     count = len(env.operations)
     (env.crash_before if moment == "before" else env.crash_after)(1)
     handle.raise_event("Approval", True)
