@@ -134,6 +134,8 @@ class Instance:
         """
         try:
             while not self.ended.is_set():
+                # Code that never waits is not to keep control calls from their turn.
+                await asyncio.sleep(0)
                 await self._load_when_possible()
                 await self._serve_while_possible()
         except BaseException as error:
@@ -343,6 +345,7 @@ class Instance:
         """Turn after turn, until the end of the execution."""
         while not self._is_over:
             if self._locals.is_waiting:
+                await asyncio.sleep(0)
                 self._inbox.put(Arrival(events=await self._locals.run_some()))
             try:
                 arrivals = await self._inbox.take()
@@ -515,7 +518,7 @@ class Instance:
         await create_linked(self._hub, started.run, events)
         self._inbox.drop_unasked()
         self._execution_number, self._before = started.execution + 1, self._link
-        self._past.add(started.execution)
+        await self._past.add(started.execution)
         self._is_over = True
 
     async def _finish(self, status: RuntimeStatus) -> None:

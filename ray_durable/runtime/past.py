@@ -7,6 +7,7 @@ executions there are and when they ended is in storage, so a new owner finds wha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = ["PastExecutions"]
 logger = logging.getLogger(__name__)
 
 _WAIT_S_MAX = 600.0
+_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,15 @@ class PastExecutions:
         self._past = deque(_Past(number, None) for number in executions.numbers if number < present)
         self._sweep_soon()
 
-    def add(self, execution: int) -> None:
-        """This one ended just now, and the next one exists."""
+    async def add(self, execution: int) -> None:
+        """This one ended just now, and the next one exists. Removes some of what is due: more than one is added."""
         self._past.append(_Past(execution, self._clock.now_us()))
+        grace_us = await self._hub.grace_us()
+        for _ in range(_AT_ONCE):
+            ended_us = self._past[0].ended_us if self._past else None
+            if ended_us is None or ended_us + grace_us > self._clock.now_us():
+                break
+            await remove_execution(self._hub.store, self._hub.keys, self._instance_id, self._past.popleft().execution)
         self._sweep_soon()
 
     async def hand_over(self, present: int) -> None:
@@ -72,8 +80,8 @@ class PastExecutions:
         """Remove the oldest again and again, each when it is due."""
         grace_us = await self._hub.grace_us()
         while self._past:
+            oldest = self._past[0]
             try:
-                oldest = self._past[0]
                 ended_us = oldest.ended_us
                 if ended_us is None:
                     ended_us = await self._began_us(oldest.execution + 1)
@@ -82,12 +90,16 @@ class PastExecutions:
                     await asyncio.sleep(min(_WAIT_S_MAX, wait_us / 1_000_000))
                     continue
                 await remove_execution(self._hub.store, self._hub.keys, self._instance_id, oldest.execution)
-                self._past.popleft()
+                self._forget(oldest)
             except InstanceNotFoundError:
-                self._past.popleft()  # somebody else removed it
+                self._forget(oldest)  # somebody else removed it
             except DurableError as error:
                 logger.warning("%s: an old execution cannot be removed yet: %s", self._instance_id, error)
                 await asyncio.sleep(_WAIT_S_MAX)
+
+    def _forget(self, past: _Past) -> None:
+        with contextlib.suppress(ValueError):
+            self._past.remove(past)
 
     async def _began_us(self, execution: int) -> int:
         """When an execution began, which is when the one before it ended."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_durable.errors import CorruptLogError
+from ray_durable.errors import CorruptLogError, InstanceNotFoundError
 from ray_durable.storage.keys import HubKeys
 from ray_durable.storage.log import read_start
 from ray_durable.storage.segment import FORMAT_VERSION
@@ -69,10 +69,10 @@ async def remove_retired(store: ObjectStore, keys: HubKeys, key: str, retired: R
 
 
 async def remove_execution(store: ObjectStore, keys: HubKeys, instance_id: str, execution: int) -> None:
-    """Remove one execution with all that belongs to its run. A damaged one stays, for somebody to look at."""
+    """Remove an execution with all that belongs to its run, unless it is gone. A damaged one stays, to be looked at."""
     try:
         start = await read_start(store, keys, instance_id, execution)
-    except CorruptLogError:
+    except (CorruptLogError, InstanceNotFoundError):
         return
     await _remove_folder(store, keys.run(start.header.run))
     await store.delete_many([keys.execution(instance_id, execution)])
