@@ -162,13 +162,15 @@ class ExecutionStarted(Input):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerClaimed(Input):
-    """A new owner took the log. `attempts` are (task, attempt) of the activities that it submits again."""
+    """A new owner took the log. `attempts` are (task, attempt) of the activities that it submits again, `python` is its
+    Python's version ("3.11")."""
 
     epoch: int
     hub_epoch: int
     host: str
     pid: int
     attempts: tuple[tuple[int, int], ...] = ()
+    python: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

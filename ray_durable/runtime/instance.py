@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 
 from ray_durable import registry
@@ -70,6 +71,8 @@ logger = logging.getLogger(__name__)
 
 _PAUSE_S_MAX = 3.0
 """Longer between an append and its release, and the owner first looks whether the log is still its own."""
+
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _PROBLEM_RETRY_S = 5.0
 _DISPATCHER_RETRY_S = 0.5
@@ -279,7 +282,9 @@ class Instance:
                 caused += self._execution.apply(started.carried)
             self._releaser.recall(history)
             await self._claim(caused)
-        except (NonDeterminismError, PayloadTooLargeError) as error:
+        except NonDeterminismError as error:
+            await self._end_failed(last.number + 1, _with_python(error, history), is_claim=True)
+        except PayloadTooLargeError as error:
             await self._end_failed(last.number + 1, error, is_claim=True)
 
     async def _read(self) -> list[Event]:
@@ -321,6 +326,7 @@ class Instance:
             host=self._host,
             pid=self._pid,
             attempts=again.attempts,
+            python=_PYTHON,
         )
         records = list(caused)
         if not self._execution.ended:
@@ -555,6 +561,19 @@ class Instance:
             self._link.close()
         if hasattr(self, "_execution"):
             self._execution.close()
+
+
+def _with_python(error: NonDeterminismError, history: Iterable[Event]) -> NonDeterminismError:
+    """The error, with a word on the version of Python if that is another one than the history was made with."""
+    versions = [event.python for event in history if isinstance(event, OwnerClaimed) and event.python]
+    if not versions or versions[-1] == _PYTHON:
+        return error
+    hint = (
+        f"The history was made with Python {versions[-1]}, and this is {_PYTHON}, whose asyncio may take other steps."
+    )
+    return NonDeterminismError(
+        f"{error}\n{hint}", expected=error.expected, actual=error.actual, position=error.position, source=error.source
+    )
 
 
 def _identity(event: Event) -> tuple[object, ...]:

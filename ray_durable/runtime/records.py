@@ -227,7 +227,8 @@ def _read_carried(record: dict[str, Any], sections: Sequence[bytes]) -> Input:
 
 def _write_claimed(event: OwnerClaimed, _: list[bytes]) -> str:
     fields = {"epoch": event.epoch, "hub_epoch": event.hub_epoch, "host": event.host, "pid": event.pid}
-    return f",{_text({**fields, 'attempts': event.attempts})[1:-1]}"
+    python = {"python": event.python} if event.python else {}
+    return f",{_text({**fields, **python, 'attempts': event.attempts})[1:-1]}"
 
 
 def _read_claimed(record: dict[str, Any], _: Sequence[bytes], place: _Place) -> Event:
@@ -238,6 +239,7 @@ def _read_claimed(record: dict[str, Any], _: Sequence[bytes], place: _Place) -> 
         host=record["host"],
         pid=record["pid"],
         attempts=tuple((task, attempt) for task, attempt in record["attempts"]),
+        python=record.get("python", ""),
     )
 
 

@@ -129,6 +129,7 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         host=texts,
         pid=numbers,
         attempts=st.lists(st.tuples(numbers, numbers), max_size=4).map(tuple),
+        python=texts,
     ),
     TaskScheduled: st.builds(
         TaskScheduled, **place, name=texts, input=payloads, attempt=numbers, retry_of=st.none() | numbers
