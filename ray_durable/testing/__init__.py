@@ -3,6 +3,7 @@
 Importing it imports neither Ray nor pytest.
 """
 
+from ray_durable.testing.crashes import CrashError, CrashPoint, crash_everywhere
 from ray_durable.testing.doubles import ActivityCall
 from ray_durable.testing.environment import Environment
 from ray_durable.testing.history_file import read_history
@@ -13,6 +14,8 @@ from ray_durable.testing.stage import Operation
 
 __all__ = [
     "ActivityCall",
+    "CrashError",
+    "CrashPoint",
     "Environment",
     "Operation",
     "Replay",
@@ -23,6 +26,7 @@ __all__ = [
     "StuckError",
     "check_history",
     "check_hub",
+    "crash_everywhere",
     "export_history",
     "read_history",
 ]

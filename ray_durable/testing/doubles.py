@@ -43,6 +43,7 @@ class Doubles:
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self.calls: list[ActivityCall] = []
+        self.on_call: Callable[[ActivityCall], None] | None = None
         self._now = now
         self._replacements: dict[str, Callable[..., Any]] = {}
         self._made: dict[str, tuple[Activity[..., Any], _Double]] = {}
@@ -97,6 +98,8 @@ class Doubles:
         )
         with self._lock:
             self.calls.append(call)
+        if self.on_call is not None:
+            self.on_call(call)
 
 
 class _Double(Activity[..., Any]):

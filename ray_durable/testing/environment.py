@@ -26,14 +26,15 @@ from ray_durable.handle import Handle
 from ray_durable.runtime.status import InstanceStatus
 from ray_durable.testing.doubles import ActivityCall
 from ray_durable.testing.in_process import InProcessHub, VirtualThread
-from ray_durable.testing.stage import Operation, Stage
+from ray_durable.testing.stage import Crash, Operation, Stage
 
-__all__ = ["Environment"]
+__all__ = ["START_TIME", "Environment"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_START = datetime(2025, 1, 1, tzinfo=UTC)
+START_TIME = datetime(2025, 1, 1, tzinfo=UTC)
+"""When virtual time begins, unless a test says otherwise."""
 
 
 class Environment:
@@ -44,7 +45,7 @@ class Environment:
     arguments that only pickle can hold may be used: as on a private local root (True) or on a shared store (False).
     """
 
-    def __init__(self, *, start_time: datetime = _START, seed: int = 0, allows_pickle: bool = True) -> None:
+    def __init__(self, *, start_time: datetime = START_TIME, seed: int = 0, allows_pickle: bool = True) -> None:
         if start_time.utcoffset() is None:
             raise ConfigurationError(
                 f"start_time is {start_time!r}, which has no time zone: give an aware datetime, such as "
@@ -138,7 +139,7 @@ class Environment:
 
         Activities that were in flight run again.
         """
-        self._do(self._begin_new_dispatcher)
+        self._do(self._stage.begin_new_dispatcher)
 
     def lose_owner(self, instance: Handle[Any] | str) -> None:
         """Let the process of an instance die; another one takes over from its log."""
@@ -153,6 +154,11 @@ class Environment:
     def crash_after(self, operation: int) -> None:
         """As `crash_before`, but the operation takes effect, and its owner does not live to hear of it."""
         self._crash(operation, "after")
+
+    @property
+    def stage(self) -> Stage:
+        """What the environment is made of; for tools beside it."""
+        return self._stage
 
     @property
     def operations(self) -> Sequence[Operation]:
@@ -182,14 +188,10 @@ class Environment:
         await self._stage.loop.quiet()
         await asyncio.sleep(seconds)
 
-    def _begin_new_dispatcher(self) -> None:
-        self._stage.lose_dispatcher()
-        self._stage.start_dispatcher()
-
     def _crash(self, operation: int, moment: Literal["before", "after"]) -> None:
         if operation < 1:
             raise ConfigurationError(f"operation is {operation}: operations are counted from 1")
-        self._stage.crash = len(self._stage.operations) + operation, moment
+        self._stage.crash = Crash(operation=len(self._stage.operations) + operation, moment=moment)
 
 
 async def _make(make: Callable[[], R]) -> R:

@@ -12,6 +12,7 @@ import queue
 import random
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast
@@ -29,6 +30,7 @@ from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.explanation import Explanation, explain_history
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.messages import SliceReport, SliceWork
+from ray_durable.runtime.running_call import timeout_failure
 from ray_durable.runtime.worker import run_slice
 from ray_durable.storage import ObjectStore, list_open
 from ray_durable.testing.doubles import Doubles
@@ -37,7 +39,7 @@ from ray_durable.testing.virtual_time import SkippingLoop
 from ray_durable.testing.workers import InlineWorkshop, Slice, Workers
 from ray_durable.testing.world import LoopClock, Owner, World, never
 
-__all__ = ["IN_PROCESS", "Operation", "Stage", "StageWorkers", "is_in_activity"]
+__all__ = ["IN_PROCESS", "Crash", "Operation", "Stage", "StageWorkers", "is_in_activity"]
 
 IN_PROCESS = "in-process"
 """Stands for the digest of captured code: such functions are found in this process, by name."""
@@ -46,6 +48,7 @@ _IDLE_S_MAX = 60.0
 """Longer without a write to the store, and only a durable timer can bring the next one."""
 
 _END_S_MAX = 2.0
+_NOTHING_DONE = SliceReport(done=0, elapsed_s=0.0)
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -66,8 +69,22 @@ class Operation:
     operation: str
     key: str
 
+    @property
+    def is_write(self) -> bool:
+        """Whether it changes something."""
+        return self.operation not in ("get", "list")
+
     def __str__(self) -> str:
         return f"operation {self.number} ({self.operation} {self.key}, by the owner of instance {self.instance_id!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crash:
+    """A process that is to die around an operation, counted from 1: its owner, or the dispatcher."""
+
+    operation: int
+    moment: Literal["before", "after"]
+    victim: Literal["owner", "dispatcher"] = "owner"
 
 
 class _StageHub(OpenHub):
@@ -129,6 +146,14 @@ class StageWorkers(Workers):
         self._loop.begin_outside()
         self._queue.put(started)
 
+    def hold(self, started: Slice) -> None:
+        """See `Workers`. What waits for too long times out, as it would on its worker."""
+        super().hold(started)
+        target = started.work.target
+        limits_s = [limit_s for limit_s in (target.timeout_s, target.heartbeat_timeout_s) if limit_s is not None]
+        if limits_s:
+            self._loop.call_later(min(limits_s), self._time_out, started)
+
     def release(self, name: str) -> None:
         """Let the held calls of an activity go on."""
         self.held_names.discard(name)
@@ -141,6 +166,12 @@ class StageWorkers(Workers):
         self._queue.put(None)
         self._thread.join(_END_S_MAX)
 
+    def _time_out(self, started: Slice) -> None:
+        if started in self.held:
+            failure = timeout_failure(started.work.target.reference.name, "it was held")
+            calls = tuple((offset, failure) for offset in range(started.work.count))
+            started.end(SliceReport(done=0, elapsed_s=0.0, condemned=calls))
+
     def _takes_worker(self, work: SliceWork) -> bool:
         name = work.target.reference.name
         left = self.losses.get(name, 0)
@@ -150,7 +181,8 @@ class StageWorkers(Workers):
     def _work(self) -> None:
         _thread.is_in_activity = True
         while (started := self._queue.get()) is not None:
-            report = run_slice(started.work, self.workshop)
+            # What died with its dispatcher while it waited for its turn does not run any more.
+            report = run_slice(started.work, self.workshop) if started.is_wanted else _NOTHING_DONE
             self._loop.call_soon_threadsafe(self._report, started, report)
 
     def _report(self, started: Slice, report: SliceReport) -> None:
@@ -164,7 +196,8 @@ class Stage(World):
     def __init__(self, *, start: datetime, seed: int, trust: Trust) -> None:
         self.trust = trust
         self.operations: list[Operation] = []
-        self.crash: tuple[int, Literal["before", "after"]] | None = None
+        self.crash: Crash | None = None
+        self.on_segment: Callable[[str], None] | None = None
         self.writes = 0
         self.loop = cast(SkippingLoop, asyncio.get_running_loop())
         self.doubles = Doubles(self.now)
@@ -204,17 +237,20 @@ class Stage(World):
         async def before(operation: str, key: str) -> None:
             done = Operation(number=len(self.operations) + 1, instance_id=instance_id, operation=operation, key=key)
             self.operations.append(done)
-            if operation != "get" and operation != "list":
-                self.writes += 1
-            if self.crash is None or self.crash[0] != done.number:
+            self.writes += done.is_write
+            if self.crash is None or self.crash.operation != done.number:
                 return
-            if self.crash[1] == "before":
-                await self._die(owner)
-            dying.append((operation, key))
+            if self.crash.moment == "before":
+                await self._crash(owner)
+            else:
+                dying.append((operation, key))
 
         async def after(operation: str, key: str) -> None:
+            if self.on_segment is not None and operation == "put_if_absent" and "/log/" in key:
+                self.on_segment(key)
             if (operation, key) in dying:
-                await self._die(owner)
+                dying.remove((operation, key))
+                await self._crash(owner)
 
         dying: list[Call] = []
         spy.before, spy.after = before, after
@@ -228,11 +264,20 @@ class Stage(World):
             await owner.kill()
             self.own(instance_id)
 
-    async def _die(self, owner: Owner) -> None:
-        """The owner's process dies in the middle of an operation."""
-        crash = self.loop.create_task(self.lose_owner(owner.instance.instance_id))
-        self._crashes.add(crash)
-        crash.add_done_callback(self._crashes.discard)
+    def begin_new_dispatcher(self) -> None:
+        """The dispatcher dies, and what runs for it; another one is there at once."""
+        self.lose_dispatcher()
+        self.start_dispatcher()
+
+    async def _crash(self, owner: Owner) -> None:
+        """A process dies in the middle of an operation."""
+        assert self.crash is not None
+        if self.crash.victim == "dispatcher":
+            self.begin_new_dispatcher()
+            return
+        dying = self.loop.create_task(self.lose_owner(owner.instance.instance_id))
+        self._crashes.add(dying)
+        dying.add_done_callback(self._crashes.discard)
         await never()
 
     async def progress(self, deadline_s: float | None = None) -> bool:

@@ -17,13 +17,15 @@ from ray_durable.function import DurableFunction
 from ray_durable.payload import Payload
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.hub import OpenHub
-from ray_durable.runtime.messages import SliceReport, SliceWork
+from ray_durable.runtime.messages import SliceNews, SlicePlace, SliceReport, SliceWork
 from ray_durable.runtime.worker import run_slice
 from ray_durable.target import ActivityTarget
 
 __all__ = ["InlineWorkshop", "Slice", "Workers", "finish", "through_process_boundary"]
 
 T = TypeVar("T")
+
+_WORKER_PID = 1
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -73,23 +75,26 @@ class InlineWorkshop:
 class Slice:
     """A slice on its worker: `finish` runs it there, `lose` takes the worker away."""
 
-    def __init__(self, workers: Workers, work: SliceWork, done: Callable[[SliceReport | Failure], None]) -> None:
+    def __init__(self, workers: Workers, work: SliceWork, tell: Callable[[SliceNews], None]) -> None:
         self.work = work
         self.is_cancelled = False
         self._workers = workers
-        self._done: Callable[[SliceReport | Failure], None] | None = done
+        self._tell: Callable[[SliceNews], None] | None = tell
 
     @property
     def is_wanted(self) -> bool:
         """Whether somebody still waits for it."""
-        return self._done is not None
+        return self._tell is not None
 
     def begin(self) -> None:
         """Its worker is there."""
+        if self._tell is None:
+            return
+        self._tell(SlicePlace(host="here", pid=_WORKER_PID))
         if self._workers.is_poisoned(self.work):
             self.lose()
         elif self._workers.holds(self.work):
-            self._workers.held.append(self)
+            self._workers.hold(self)
         else:
             self.finish()
 
@@ -102,6 +107,10 @@ class Slice:
         """The worker dies."""
         self.end(Failure(kind="system", type_name="WorkerLostError", message="the worker was lost"))
 
+    def withdraw(self, calls: tuple[int, ...]) -> bool:
+        """See `RunningSlice`: nobody can ask it."""
+        return False
+
     def cancel(self) -> None:
         """See `RunningSlice`."""
         self.is_cancelled = True
@@ -111,15 +120,15 @@ class Slice:
 
     def vanish(self) -> None:
         """The owner of the slice died, and the slice with it."""
-        self._done = None
+        self._tell = None
 
     def end(self, report: SliceReport | Failure) -> None:
         """This is what became of it, if nothing else did before."""
-        done, self._done = self._done, None
+        tell, self._tell = self._tell, None
         if self in self._workers.held:
             self._workers.held.remove(self)
-        if done is not None:
-            done(through_process_boundary(report))
+        if tell is not None:
+            tell(through_process_boundary(report))
 
 
 class Workers:
@@ -141,9 +150,9 @@ class Workers:
         """The names of functions that cannot be loaded."""
         return self.workshop.missing
 
-    def launch(self, work: SliceWork, generation: str | None, done: Callable[[SliceReport | Failure], None]) -> Slice:
+    def launch(self, work: SliceWork, generation: str | None, tell: Callable[[SliceNews], None]) -> Slice:
         """See `Launcher`."""
-        started = Slice(self, through_process_boundary(work), done)
+        started = Slice(self, through_process_boundary(work), tell)
         self.launched.append(started)
         asyncio.get_running_loop().call_soon(started.begin)
         return started
@@ -151,6 +160,10 @@ class Workers:
     def slots(self, target: ActivityTarget) -> int:
         """See `Launcher`."""
         return self.slot_count
+
+    def hold(self, started: Slice) -> None:
+        """Let a slice wait."""
+        self.held.append(started)
 
     def execute(self, started: Slice) -> None:
         """Run a slice, here and now."""

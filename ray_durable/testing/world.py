@@ -78,7 +78,7 @@ class _Line:
         return through_process_boundary(await self._call(lambda dispatcher: dispatcher.exchange(sent)))
 
     async def explain(self, run: str) -> list[CallState]:
-        return []
+        return await self._call(lambda dispatcher: dispatcher.explain(run))
 
     async def _call(self, call: Callable[[Dispatcher], Coroutine[Any, Any, T]]) -> T:
         dispatcher, lost = self._world.dispatcher, self._world.dispatcher_lost
