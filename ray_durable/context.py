@@ -224,11 +224,20 @@ class OrchestrationContext(CallingContext):
             )
         self._execution.set_custom_status(payload)
 
-    def task_all(self, tasks: Iterable[asyncio.Future[T]]) -> asyncio.Future[list[T]]:
+    # The second form of each is for tasks of several types, which have no common one.
+    @overload
+    def task_all(self, tasks: Iterable[asyncio.Future[T]]) -> asyncio.Future[list[T]]: ...
+    @overload
+    def task_all(self, tasks: Iterable[asyncio.Future[Any]]) -> asyncio.Future[list[Any]]: ...
+    def task_all(self, tasks: Iterable[asyncio.Future[Any]]) -> asyncio.Future[list[Any]]:
         """All results, in order; the first failure fails it. (`asyncio.gather` does the same.)"""
-        return cast("asyncio.Future[list[T]]", asyncio.gather(*tasks))
+        return asyncio.gather(*tasks)
 
-    def task_any(self, tasks: Iterable[asyncio.Future[T]]) -> asyncio.Future[asyncio.Future[T]]:
+    @overload
+    def task_any(self, tasks: Iterable[asyncio.Future[T]]) -> asyncio.Future[asyncio.Future[T]]: ...
+    @overload
+    def task_any(self, tasks: Iterable[asyncio.Future[Any]]) -> asyncio.Future[asyncio.Future[Any]]: ...
+    def task_any(self, tasks: Iterable[asyncio.Future[Any]]) -> asyncio.Future[asyncio.Future[Any]]:
         """The task that ends first, as a task: await it, or ask for its result. The others go on.
 
         Raises:

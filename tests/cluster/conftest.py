@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import ray_durable as durable
+from samples.journal import JOURNAL_VARIABLE
 from tests.cluster.flows import LEDGERS_VARIABLE, go_path
 from tests.cluster.harness import Terminal, is_alive, kill, processes_below, wait_until
 
@@ -63,7 +64,9 @@ def ledgers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("ledgers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LEDGERS_VARIABLE, str(folder))
-        patch.setenv("PYTHONPATH", str(_REPOSITORY))
+        patch.setenv(JOURNAL_VARIABLE, str(folder))
+        # The samples are modules of the folder of examples; a test may write others beside the ledgers.
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [_REPOSITORY, _REPOSITORY / "examples", folder])))
         yield folder
     shutil.rmtree(folder)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray_durable as durable
-from ray_durable.client import HubReader
 from ray_durable.engine import ExecutionStarted, MapCompleted, TaskCompleted
+from ray_durable.reader import HubReader
+from samples.journal import noted
 from tests.cluster.flows import ledger_path
 
 __all__ = ["Execution", "Terminal", "executions", "is_alive", "kill", "kill_owner", "recorded_keys", "wait_until"]
@@ -190,3 +191,28 @@ class TerminalError(Exception):
         super().__init__(f"{name}: {text}")
         self.name = name
         self.text = text
+
+
+def executed(instance_id: str, count: int) -> list[str]:
+    """What the journal of a sample's instance notes, once there are `count` lines."""
+    wait_until(lambda: len(noted(instance_id)) >= count, f"{count} activities of {instance_id} have begun")
+    return noted(instance_id)
+
+
+def wait_for_new_owner(handle: durable.Handle[Any], *, after: int) -> int:
+    """The process that owns the instance after the one with the id `after`."""
+
+    def pid() -> int | None:
+        owner = handle.owner()
+        return owner.pid if owner is not None and owner.pid != after else None
+
+    return wait_until(pid, f"{handle} has another owner")
+
+
+def failure_of(handle: durable.Handle[Any], *, timeout_s: float = DEADLINE_S) -> str:
+    """The text with which an instance fails."""
+    try:
+        value = handle.result(timeout_s)
+    except durable.OrchestrationFailedError as error:
+        return str(error)
+    raise AssertionError(f"{handle} did not fail, but gave {value!r}")
