@@ -33,10 +33,10 @@ def test_callers_and_called_survive_the_loss_of_either() -> None:
 
     def scenario(env: Environment) -> list[str]:
         env.replace(flows.send_mail, lambda to: f"mail to {to}")
-        return env.start(flows.checkout, ["ann", "bob"]).result()
+        return env.start(flows.checkout, ["ann"]).result()
 
     points = crash_everywhere(scenario)
-    assert len({point.operation.instance_id for point in points}) == 3
+    assert len({point.operation.instance_id for point in points}) == 2
 
 
 def test_maps_retries_and_rounds_survive_the_loss_of_the_dispatcher() -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import assert_type
 from unittest.mock import AsyncMock, Mock
 
 import pytest
@@ -302,6 +303,20 @@ def test_held_activities_wait_for_their_release(env: Environment) -> None:
     handle = env.start(impatient)
     env.release(flows.send_mail)
     assert handle.result() == "mail to ann"
+
+
+def test_an_instance_that_waits_for_a_held_activity_is_stuck(env: Environment) -> None:
+    """The error names the activity."""
+    env.hold(flows.send_mail)
+    with pytest.raises(StuckError, match="activity send_mail"):
+        env.start(flows.patient_mail, "ann").result()
+
+
+def test_results_have_the_type_of_their_orchestrator(env: Environment) -> None:
+    """To a type checker, too."""
+    assert_type(env.start(flows.basket, ["pen"]).result(), int)
+    assert_type(env.start(flows.jot, instance_id="j").result(), tuple[str, int])
+    assert isinstance(env.hub, durable.Hub)
 
 
 def test_pickle_can_be_refused_as_on_a_shared_store() -> None:
