@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +12,15 @@ from ray_durable.errors import FencedError, StoreUnavailableError
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import Lease, LeaseKeeper
 from ray_durable.runtime.supervisor import Supervisor
-from ray_durable.storage import OpenEntry, claim_hub_epoch, find_open, read_lease
+from ray_durable.storage import (
+    OpenEntry,
+    Retired,
+    claim_hub_epoch,
+    find_open,
+    list_executions,
+    read_lease,
+    retire,
+)
 from tests.runtime import flows
 from tests.support.skipping_loop import simulated
 from tests.support.world import SpyStore, World
@@ -242,3 +251,33 @@ async def test_every_round_keeps_a_dispatcher() -> None:
     await office.supervisor.round()
     await office.supervisor.round()
     assert office.directory.dispatchers_kept == 2
+
+
+@simulated
+async def test_callers_do_not_keep_those_they_call_from_their_turn() -> None:
+    """The cap counts for each depth on its own: two callers fill theirs, and the called ones still get actors."""
+    office = Office(live_max=2)
+    await office.start("a", "b", "c")
+    for called in ("called 1", "called 2", "called 3"):
+        await office.start(called)
+        entry = await find_open(office.world.objects, office.hub.keys, called)
+        assert entry is not None
+        await office.hub.enter(dataclasses.replace(entry, depth=1))
+    await office.supervisor.round()
+    assert office.directory.actors == ["a", "b", "called 1", "called 2"]
+
+
+@simulated
+async def test_what_is_retired_is_removed_once_it_is_due() -> None:
+    """Looked for every half minute, not in every round."""
+    office = Office()
+    await office.world.run(flows.chain, 1)
+    due_us = office.world.clock.now_us() + 60_000_000
+    keys, objects = office.hub.keys, office.world.objects
+    await retire(objects, keys, Retired(instance_id="one", through=1, due_us=due_us))
+    await office.supervisor.round()
+    assert (await list_executions(objects, keys, "one")).latest == 1
+    await asyncio.sleep(61)
+    await office.supervisor.round()
+    assert (await list_executions(objects, keys, "one")).latest is None
+    assert await objects.list_folder(keys.retired) == []
