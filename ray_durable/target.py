@@ -15,10 +15,15 @@ __all__ = ["ActivityTarget"]
 class ActivityTarget:
     """The function, its Ray options, and whether it runs in the orchestrator's process.
 
-    `key` is equal for equal functions and options: calls with one key may share a slice.
+    `key` is equal for equal functions and options: calls with one key may share a slice. An attempt ends `timeout_s`
+    seconds after its start on a worker, or `heartbeat_timeout_s` after its last heartbeat (None: never). A call that
+    has lost `system_failures_max` workers in a row fails.
     """
 
     reference: FunctionReference
     options: Mapping[str, Any]
     is_local: bool
     key: str
+    timeout_s: float | None = None
+    heartbeat_timeout_s: float | None = None
+    system_failures_max: int = 3

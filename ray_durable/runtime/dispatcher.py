@@ -8,6 +8,9 @@ submits only the rest.
 A plain class on one event loop, over a `Launcher`: it knows no Ray and writes nothing. What it holds in memory is lost
 with it, and then counted as attempts that run again.
 
+Calls that nobody wants any more are withdrawn: their worker interrupts them. Where that cannot be asked for, or does
+not help, the worker is ended. So is one whose calls last longer than they may, if it has not seen to that itself.
+
 Invariants: a (run, task) is submitted at most once while it is known here; an exchange of a lower epoch or of another
 hub epoch changes nothing; at most one exchange of a run is parked.
 """
@@ -19,25 +22,26 @@ import itertools
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from ray_durable.engine.ranges import RangeSet
 from ray_durable.failure import Failure
+from ray_durable.runtime.flights import Flight, Flights, Launcher, RunningSlice
 from ray_durable.runtime.lanes import Lane, MapLane, SlicePolicy, TaskLane
 from ray_durable.runtime.messages import (
     Attachment,
+    CallState,
     Exchange,
     ExchangeReply,
     MapOutcomes,
     MapRequest,
     Outcome,
     SliceReport,
-    SliceWork,
     TaskOutcome,
     TaskRequest,
 )
-from ray_durable.target import ActivityTarget
 
 __all__ = ["Dispatcher", "Launcher", "RunningSlice"]
 
@@ -51,30 +55,8 @@ _SLICES_IN_FLIGHT_MAX = 2_000
 _BLOCK_S_FIRST = 1.0
 _BLOCK_S_MAX = 30.0
 
-
-class RunningSlice(Protocol):
-    """A slice that a worker has."""
-
-    def cancel(self) -> None:
-        """End it by force; its report or loss may still arrive."""
-
-
-class Launcher(Protocol):
-    """Starts slices on workers."""
-
-    def launch(
-        self,
-        work: SliceWork,
-        generation: str | None,
-        done: Callable[[SliceReport | Failure], None],
-    ) -> RunningSlice:
-        """Start `work`; `done` is called once, on the dispatcher's loop: a report, or why the worker was lost.
-
-        `generation` keeps the work away from workers that hold older sources (None: any worker will do).
-        """
-
-    def slots(self, target: ActivityTarget) -> int:
-        """How many slices of this function the cluster can run at the same time (at least 1)."""
+_SILENCE_S_MAX = 6 * 3_600.0
+"""A run that was not heard of for so long, and may have ended without a word, is forgotten; if it lives, it is told."""
 
 
 @dataclass(slots=True)
@@ -92,6 +74,9 @@ class _Session:
     """Numbers cancelled so far. Calls between actors may overtake each other, a cancellation its own submission."""
     undelivered: deque[int] = field(default_factory=deque)
     parked: asyncio.Future[None] | None = None
+    heard_s: float = 0.0
+    asked_s: dict[int, float] = field(default_factory=dict)
+    """When the tasks and maps that have not ended were last handed over, by number."""
     reported_problem: str | None = None
 
     @property
@@ -112,7 +97,10 @@ class _Session:
     def keep(self, outcome_id: int, outcomes: list[Outcome]) -> None:
         self.unsettled[outcome_id] = outcomes
         self.undelivered.append(outcome_id)
-        self.finished_tasks.update(outcome.task for outcome in outcomes if isinstance(outcome, TaskOutcome))
+        for outcome in outcomes:
+            if isinstance(outcome, TaskOutcome):
+                self.finished_tasks.add(outcome.task)
+                self.asked_s.pop(outcome.task, None)
 
     def settle(self, outcome_id: int) -> None:
         for outcome in self.unsettled.pop(outcome_id, ()):
@@ -127,6 +115,26 @@ class _Session:
                     part = (outcome.start, outcome.start + outcome.count, outcome.attempt)
                     ranges.setdefault(outcome.map, []).append(part)
         return {number: tuple(found) for number, found in ranges.items()}
+
+    def not_finished(self, wanted: MapRequest) -> MapRequest:
+        """The part of a request that has no outcome here."""
+        finished = [
+            outcome
+            for group in self.unsettled.values()
+            for outcome in group
+            if isinstance(outcome, MapOutcomes) and outcome.map == wanted.map and outcome.attempt == wanted.attempt
+        ]
+        if not finished:
+            return wanted
+        left = [RangeSet(*part) for part in wanted.ranges]
+        for outcome in finished:
+            for ranges in left:
+                ranges.remove(outcome.start, outcome.start + outcome.count)
+        return replace(wanted, ranges=tuple((part.start, part.stop) for ranges in left for part in ranges))
+
+    def is_holding(self) -> bool:
+        """Whether anything would be lost with it."""
+        return bool(self.unsettled) or any(not lane.is_idle for lane in self.all_lanes())
 
     def wake(self) -> None:
         if self.parked is not None:
@@ -150,8 +158,9 @@ class Dispatcher:
         self._policy = policy or SlicePolicy()
         self._incarnation = uuid.uuid4().hex
         self._sessions: dict[str, _Session] = {}
-        self._running: dict[int, tuple[_Session, Lane, RunningSlice]] = {}
-        self._slice_ids = itertools.count(1)
+        self._forgotten: set[str] = set()
+        self._swept_s = 0.0
+        self._flights = Flights[_Session](launcher, on_end=self._ended, on_overdue=self._overdue)
         self._outcome_ids = itertools.count(1)
 
     async def attach(self, run: str, instance_id: str) -> Attachment:
@@ -171,9 +180,14 @@ class Dispatcher:
         if request.is_leaving:
             self._forget(request.run)
             return ExchangeReply()
+        if request.run in self._forgotten and not request.is_fresh:
+            return ExchangeReply(is_detached=True)
         if session is None:
+            self._forgotten.discard(request.run)
             session = self._sessions[request.run] = _Session(request.run, request.instance_id)
         session.epoch = request.epoch
+        session.heard_s = asyncio.get_running_loop().time()
+        self._sweep(session.heard_s)
         if request.is_fresh:
             session.undelivered = deque(session.unsettled)
             session.reported_problem = None
@@ -184,13 +198,23 @@ class Dispatcher:
         self._submit(session, request.tasks, request.maps)
         return await self._park(session)
 
+    async def explain(self, run: str) -> list[CallState]:
+        """What is under way here for `run`: calls on workers, the oldest first, then those that wait for one."""
+        session = self._sessions.get(run)
+        if session is None:
+            return []
+        now_s = asyncio.get_running_loop().time()
+        running = [state for flight in self._flights.of(session) for state in _running_calls(flight, now_s)]
+        waiting = [state for lane in session.all_lanes() for state in _waiting_calls(session, lane, now_s)]
+        return running + waiting
+
     def snapshot(self) -> dict[str, Any]:
         """Counts, for diagnostics."""
         lanes = [lane for session in self._sessions.values() for lane in session.all_lanes()]
         return {
             "incarnation": self._incarnation,
             "runs": len(self._sessions),
-            "slices_in_flight": len(self._running),
+            "slices_in_flight": len(self._flights),
             "calls_waiting": sum(lane.pending_count for lane in lanes),
             "outcomes_unsettled": sum(len(session.unsettled) for session in self._sessions.values()),
         }
@@ -220,6 +244,8 @@ class Dispatcher:
         return ExchangeReply(outcomes=outcomes, problem=session.problem)
 
     def _submit(self, session: _Session, tasks: list[TaskRequest], maps: list[MapRequest]) -> None:
+        session.asked_s.update((request.task, session.heard_s) for request in tasks)
+        session.asked_s.update((request.map, session.heard_s) for request in maps)
         by_key: dict[str, list[TaskRequest]] = {}
         for request in tasks:
             if request.task not in session.withdrawn and not session.knows_task(request):
@@ -237,7 +263,7 @@ class Dispatcher:
             if lane_of_map is None:
                 lane_of_map = MapLane(session.run, session.instance_id, wanted, self._policy)
                 session.maps[wanted.map] = lane_of_map
-            lane_of_map.add(wanted)
+            lane_of_map.add(session.not_finished(wanted))
         if tasks or maps:
             self._pump()
 
@@ -251,17 +277,30 @@ class Dispatcher:
         for number in numbers:
             if number in session.maps:
                 unwanted += session.maps[number].cancel()
-        for slice_id in unwanted:
-            self._running[slice_id][2].cancel()
+        for number in numbers:
+            session.asked_s.pop(number, None)
+        self._flights.withdraw(unwanted)
 
     def _forget(self, run: str) -> None:
         session = self._sessions.pop(run, None)
         if session is None:
             return
-        for slice_id in [key for key, (owner, _, _) in self._running.items() if owner is session]:
-            self._running.pop(slice_id)[2].cancel()
+        self._flights.abandon(session)
         session.wake()
         self._pump()
+
+    def _sweep(self, now_s: float) -> None:
+        """Forget the runs that have been silent for long: one that ended while nobody could hear it never says so."""
+        if now_s - self._swept_s < _SILENCE_S_MAX / 10:
+            return
+        self._swept_s = now_s
+        for session in list(self._sessions.values()):
+            if session.parked is None and now_s - session.heard_s > _SILENCE_S_MAX:
+                if session.is_holding():
+                    # Should it live, it has to be told that its calls are gone.
+                    self._forgotten.add(session.run)
+                    logger.warning("instance %s was silent for long: its activities end", session.instance_id)
+                self._forget(session.run)
 
     def _drop_finished(self, session: _Session) -> None:
         """Maps whose items are all settled hold nothing but memory."""
@@ -274,32 +313,16 @@ class Dispatcher:
         lanes = deque(
             (session, lane) for session in self._sessions.values() for lane in session.all_lanes() if lane.is_waiting
         )
-        while lanes and len(self._running) < _SLICES_IN_FLIGHT_MAX:
+        while lanes and len(self._flights) < _SLICES_IN_FLIGHT_MAX:
             session, lane = lanes.popleft()
             slots = self._launcher.slots(lane.target)
             if len(lane.in_flight) < slots and lane.blocked_until_s <= now_s:
-                self._launch(session, lane, slots - len(lane.in_flight))
+                self._flights.launch(session, lane, free_slots=slots - len(lane.in_flight))
                 if lane.is_waiting:
                     lanes.append((session, lane))
 
-    def _launch(self, session: _Session, lane: Lane, free_slots: int) -> None:
-        slice_id = next(self._slice_ids)
-        work = lane.take(slice_id, free_slots=free_slots)
-        running: RunningSlice
-        try:
-            running = self._launcher.launch(work, lane.generation, lambda report: self._done(slice_id, report))
-        except Exception as error:
-            # Options that cannot work, for one: it fails the calls, not the exchange that brought them.
-            running = _NotLaunched()
-            lost = Failure.from_exception(error, kind="system")
-            asyncio.get_running_loop().call_soon(self._done, slice_id, lost)
-        self._running[slice_id] = (session, lane, running)
-
-    def _done(self, slice_id: int, report: SliceReport | Failure) -> None:
-        entry = self._running.pop(slice_id, None)
-        if entry is None:
-            return  # the run has left
-        session, lane, _ = entry
+    def _ended(self, flight: Flight[_Session], report: SliceReport | Failure) -> None:
+        session, lane, slice_id = flight.owner, flight.lane, flight.slice_id
         if isinstance(report, Failure):
             outcomes = lane.lose(slice_id, report)
         elif report.is_stale:
@@ -312,6 +335,12 @@ class Dispatcher:
             outcomes = []
         else:
             outcomes = lane.report(slice_id, report)
+        self._hand_over(session, outcomes)
+
+    def _overdue(self, flight: Flight[_Session], failure: Failure) -> None:
+        self._hand_over(flight.owner, flight.lane.expire(flight.slice_id, failure))
+
+    def _hand_over(self, session: _Session, outcomes: list[Outcome]) -> None:
         if outcomes:
             session.keep(next(self._outcome_ids), outcomes)
         if session.has_news():
@@ -329,8 +358,42 @@ class Dispatcher:
         logger.warning("instance %s: %s; trying again in %.0f s", session.instance_id, lane.problem, wait_s)
 
 
-class _NotLaunched:
-    """A slice that no worker got."""
+def _running_calls(flight: Flight[_Session], now_s: float) -> Iterator[CallState]:
+    """One for each call; items of a map together."""
+    start, stop = flight.lane.in_flight[flight.slice_id]
+    since_s = flight.launched_s if flight.begun_s is None else flight.begun_s
+    for index in range(start, stop):
+        number, item, attempt = flight.lane.describe(index)
+        beats_s = flight.heartbeats_s
+        heard_s = beats_s.get(index - start) if item is None else max(beats_s.values(), default=None)
+        yield CallState(
+            number=number,
+            items=None if item is None else (item, stop),
+            state="waiting" if flight.begun_s is None else "running",
+            attempt=attempt,
+            since_s=now_s - since_s,
+            host=flight.place.host,
+            pid=flight.place.pid,
+            lost_workers=flight.lane.lost_workers(index),
+            heartbeat_s=None if heard_s is None else now_s - heard_s,
+        )
+        if item is not None:
+            break
 
-    def cancel(self) -> None:
-        """Nothing runs."""
+
+def _waiting_calls(session: _Session, lane: Lane, now_s: float) -> Iterator[CallState]:
+    """One for each call; items of a map by ranges."""
+    for start, stop in lane.waiting():
+        for index in range(start, stop):
+            number, item, attempt = lane.describe(index)
+            yield CallState(
+                number=number,
+                items=None if item is None else (item, stop),
+                state="waiting",
+                attempt=attempt,
+                since_s=now_s - session.asked_s.get(number, now_s),
+                lost_workers=lane.lost_workers(index),
+                problem=lane.problem,
+            )
+            if item is not None:
+                break

@@ -3,7 +3,7 @@
 A lane holds its calls by index and thinks in ranges of indices, so that ten thousand calls cost no more than one. It is
 cut into slices: a worker takes a range, works on it until a time budget is spent and returns the rest, which goes to
 the front again. A range whose worker died is a suspect: it is halved until the poisonous call stands alone, and a call
-that loses its worker too often fails.
+that loses its worker too often fails. What a call said of itself (its heartbeats) is kept for whoever runs it next.
 
 A lane knows no Ray, no clock and no I/O. `TaskLane` holds single activity calls, `MapLane` the items of one map.
 """
@@ -14,12 +14,14 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_durable.codec import Batch, open_batch
+from ray_durable.engine.ranges import RangeSet
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.runtime.messages import (
+    Heartbeats,
     MapOutcomes,
     MapRequest,
     Outcome,
@@ -39,13 +41,13 @@ Range = tuple[int, int]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlicePolicy:
     """How calls are cut into slices. A slice is aimed at `budget_s` seconds of work and never over `count_max` calls;
-    before the first report nothing is known of the calls' duration, so `first_count` of them are tried. A call fails
-    once it has lost `worker_losses_max` workers."""
+    before the first report nothing is known of the calls' duration, so `first_count` of them are tried. A call that
+    shall end is ended by force `grace_s` seconds later."""
 
     budget_s: float = 0.2
     count_max: int = 5_000
     first_count: int = 64
-    worker_losses_max: int = 3
+    grace_s: float = 5.0
 
 
 class Lane(ABC):
@@ -68,6 +70,8 @@ class Lane(ABC):
         self._losses: dict[int, int] = {}
         # In flight, and nobody waits for them any more.
         self._unwanted: set[int] = set()
+        # What calls last said of themselves.
+        self._details: dict[int, Payload] = {}
         self._call_s: float | None = None
 
     @property
@@ -96,23 +100,38 @@ class Lane(ABC):
                 self._pending.appendleft((start + count, stop))
                 stop = start + count
         self.in_flight[slice_id] = (start, stop)
-        return self._work(start, stop)
+        work = self._work(start, stop)
+        work.grace_s = self._policy.grace_s
+        for index in range(start, stop) if self._details else ():
+            if index in self._details:
+                work.heartbeats[index - start] = self._details[index]
+        return work
+
+    def hear(self, slice_id: int, heartbeats: Heartbeats) -> None:
+        """Running calls said something of themselves."""
+        start, _ = self.in_flight[slice_id]
+        for offset, details in heartbeats.details.items():
+            if details is not None:
+                self._details[start + offset] = details
 
     def report(self, slice_id: int, report: SliceReport) -> list[Outcome]:
         """A worker's report: the outcomes of what it did; the rest waits again."""
         start, stop = self.in_flight.pop(slice_id)
         middle = start + report.done
+        self._details.update((start + offset, details) for offset, details in report.heartbeats.items())
         self._unwanted.difference_update(range(start, middle) if self._unwanted else ())
-        self._wait_again(middle, stop)
+        condemned = [(start + offset, failure) for offset, failure in report.condemned]
+        self._wait_again(middle, stop, without={index for index, _ in condemned})
+        failed = [self._failed(index, failure) for index, failure in condemned]
         if not report.done:
-            return []
+            return failed
         call_s = max(report.elapsed_s / report.done, 1e-6)
         self._call_s = call_s if self._call_s is None else 0.5 * self._call_s + 0.5 * call_s
         for index in range(start, middle) if self._losses else ():
             self._losses.pop(index, None)
         self.block_count = 0
         self.problem = None
-        return self._outcomes(start, middle, report)
+        return [*self._outcomes(start, middle, report), *failed]
 
     def lose(self, slice_id: int, failure: Failure) -> list[Outcome]:
         """The worker died: halve the range, or count the loss against the one call, which fails in the end."""
@@ -128,22 +147,52 @@ class Lane(ABC):
             self._suspects.extend(((start, middle), (middle, stop)))
             return []
         losses = self._losses[start] = self._losses.get(start, 0) + 1
-        if losses < self._policy.worker_losses_max:
+        if losses < self.target.system_failures_max:
             self._suspects.append((start, stop))
             return []
         del self._losses[start]
-        return [self._failed(start, failure)]
+        # It had all the tries that its policy allows for.
+        return [self._failed(start, replace(failure, non_retryable=True))]
+
+    def expire(self, slice_id: int, failure: Failure) -> list[Outcome]:
+        """The slice lasts longer than its calls may, and its worker is ended: the one call fails, many are halved.
+
+        Nothing is counted against calls that were in the same slice.
+        """
+        start, stop = self.in_flight.pop(slice_id)
+        kept, dropped = _without((start, stop), self._unwanted)
+        self._unwanted.difference_update(dropped)
+        self._drop(dropped)
+        if not dropped and stop - start == 1:
+            return [self._failed(start, failure)]
+        for part_start, part_stop in kept:
+            middle = (part_start + part_stop) // 2
+            self._suspects.extend(part for part in ((part_start, middle), (middle, part_stop)) if part[0] < part[1])
+        return []
+
+    def unwanted(self, slice_id: int) -> tuple[int, ...]:
+        """The calls of a slice in flight, by offset, that nobody waits for any more."""
+        start, stop = self.in_flight[slice_id]
+        return tuple(index - start for index in range(start, stop) if index in self._unwanted) if self._unwanted else ()
+
+    def lost_workers(self, index: int) -> int:
+        """The workers that died with a call."""
+        return self._lost.get(index, 0)
+
+    def waiting(self) -> list[Range]:
+        """What waits for a worker."""
+        return [*self._suspects, *self._pending]
 
     def put_back(self, slice_id: int) -> None:
         """Nothing of the slice ran: it waits again, at the front."""
         self._wait_again(*self.in_flight.pop(slice_id))
 
-    def _wait_again(self, start: int, stop: int) -> None:
-        """Let what is still wanted of a range wait, at the front."""
-        kept, dropped = _without((start, stop), self._unwanted)
+    def _wait_again(self, start: int, stop: int, *, without: set[int] | None = None) -> None:
+        """Let what is still wanted of a range wait, at the front; those that ended, `without` others, do not."""
+        kept, dropped = _without((start, stop), self._unwanted | (without or set()))
         self._pending.extendleft(reversed(kept))
         self._unwanted.difference_update(dropped)
-        self._drop(dropped)
+        self._drop(index for index in dropped if not without or index not in without)
 
     def _slice_count(self, free_slots: int) -> int:
         share = math.ceil(self.pending_count / max(1, free_slots))
@@ -164,9 +213,15 @@ class Lane(ABC):
             queue.extend(kept)
         return dropped
 
-    def _unwanted_slices(self) -> list[int]:
-        """The slices in flight of which no call is wanted any more."""
-        return [slice_id for slice_id, part in self.in_flight.items() if self._unwanted.issuperset(range(*part))]
+    def _slices_of(self, indices: set[int]) -> list[int]:
+        """The slices in flight that have any of these calls."""
+        if not indices:
+            return []
+        return [slice_id for slice_id, part in self.in_flight.items() if not indices.isdisjoint(range(*part))]
+
+    @abstractmethod
+    def describe(self, index: int) -> tuple[int, int | None, int]:
+        """The task's or the map's number, the item of the map, and the attempt."""
 
     @abstractmethod
     def _drop(self, indices: Iterable[int]) -> None: ...
@@ -196,6 +251,8 @@ class TaskLane(Lane):
         for request in requests:
             self._requests[self._next_index] = request
             self._index_of[request.task] = self._next_index
+            if request.heartbeat is not None:
+                self._details[self._next_index] = request.heartbeat
             self._next_index += 1
         self._pending.append((start, self._next_index))
 
@@ -209,14 +266,20 @@ class TaskLane(Lane):
         return task in self._index_of
 
     def cancel(self, tasks: Iterable[int]) -> list[int]:
-        """Forget waiting calls; returns the slices in flight of which no call is wanted any more."""
+        """Forget waiting calls; returns the slices in flight that have others of them."""
         unwanted = {self._index_of[task] for task in tasks if task in self._index_of}
         if not unwanted:
             return []
         dropped = self._drop_pending(unwanted)
         self._drop(dropped)
-        self._unwanted |= unwanted.difference(dropped)
-        return self._unwanted_slices()
+        unwanted.difference_update(dropped, self._unwanted)
+        self._unwanted |= unwanted
+        return self._slices_of(unwanted)
+
+    def describe(self, index: int) -> tuple[int, int | None, int]:
+        """See `Lane`."""
+        request = self._requests[index]
+        return request.task, None, request.attempt
 
     def _work(self, start: int, stop: int) -> SliceWork:
         requests = [self._requests[index] for index in range(start, stop)]
@@ -242,10 +305,15 @@ class TaskLane(Lane):
         return self._outcome(index, None, failure)
 
     def _outcome(self, index: int, result: Payload | None, failure: Failure | None) -> TaskOutcome:
-        lost = self._lost.get(index, 0)
+        lost, said = self._lost.get(index, 0), self._details.get(index)
         request = self._forget(index)
         return TaskOutcome(
-            task=request.task, attempt=request.attempt, result=result, failure=failure, lost_workers=lost
+            task=request.task,
+            attempt=request.attempt,
+            result=result,
+            failure=failure,
+            lost_workers=lost,
+            heartbeat=said if failure is not None else None,
         )
 
     def _drop(self, indices: Iterable[int]) -> None:
@@ -254,6 +322,7 @@ class TaskLane(Lane):
 
     def _forget(self, index: int) -> TaskRequest:
         self._lost.pop(index, None)
+        self._details.pop(index, None)
         request = self._requests.pop(index)
         del self._index_of[request.task]
         return request
@@ -269,19 +338,31 @@ class MapLane(Lane):
         self._attempts: dict[int, int] = {}
 
     def add(self, request: MapRequest) -> None:
-        """Let these ranges wait for workers. Items of a later attempt are told apart by their own range."""
+        """Let these ranges wait for workers, except what waits or runs already: it was asked for before.
+
+        Items of a later attempt are told apart by their own range.
+        """
         for start, stop in request.ranges:
-            if request.attempt > 1:
-                self._attempts.update(dict.fromkeys(range(start, stop), request.attempt))
-            self._pending.append((start, stop))
+            wanted = RangeSet(start, stop)
+            for part in (*self._pending, *self._suspects, *self.in_flight.values()):
+                wanted.remove(*part)
+            for part_wanted in wanted:
+                if request.attempt > 1:
+                    self._attempts.update(dict.fromkeys(part_wanted, request.attempt))
+                self._pending.append((part_wanted.start, part_wanted.stop))
 
     def cancel(self) -> list[int]:
         """Forget all that waits; returns the slices in flight."""
         self._pending.clear()
         self._suspects.clear()
-        for part in self.in_flight.values():
-            self._unwanted.update(range(*part))
-        return self._unwanted_slices()
+        self._details.clear()
+        unwanted = {index for part in self.in_flight.values() for index in range(*part)}
+        self._unwanted |= unwanted
+        return self._slices_of(unwanted)
+
+    def describe(self, index: int) -> tuple[int, int | None, int]:
+        """See `Lane`."""
+        return self.map, index, self._attempts.get(index, 1)
 
     def ranges(self) -> list[tuple[int, int, int]]:
         """Everything unfinished, waiting or running: (start, stop, attempt)."""
@@ -314,6 +395,12 @@ class MapLane(Lane):
         attempt = self._attempts.get(start, 1)
         lost = sum(self._lost.get(index, 0) for index in range(start, stop)) if self._lost else 0
         self._drop(range(start, stop))
+        if self._details:
+            # An item that failed may come again.
+            failed = {start + offset for offset, _ in failures}
+            for index in range(start, stop):
+                if index not in failed:
+                    self._details.pop(index, None)
         return MapOutcomes(
             map=self.map,
             attempt=attempt,

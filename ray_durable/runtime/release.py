@@ -64,30 +64,45 @@ def outcome_event(outcome: Outcome) -> Event:
         )
     task, attempt, lost = outcome.task, outcome.attempt, outcome.lost_workers
     if outcome.failure is not None:
-        return TaskFailed(task=task, failure=outcome.failure, attempt=attempt, lost_workers=lost)
+        return TaskFailed(
+            task=task, failure=outcome.failure, attempt=attempt, lost_workers=lost, heartbeat=outcome.heartbeat
+        )
     assert outcome.result is not None, "an outcome is a result or a failure"
     return TaskCompleted(task=task, result=outcome.result, attempt=attempt, lost_workers=lost)
 
 
 class Releaser:
-    """See the module. Knows how often each task was submitted."""
+    """See the module. Knows how often each task was submitted, and what its attempts last said of themselves."""
 
     def __init__(self, started: ExecutionStarted, execution: Execution, orchestration: Orchestration) -> None:
         self._started = started
         self._execution = execution
         self._orchestration = orchestration
         self._submissions: dict[int, int] = {}
+        # The first attempts of retries, and what an attempt said last, by its first attempt.
+        self._origins: dict[int, int] = {}
+        self._heartbeats: dict[int, Payload] = {}
 
     def recall(self, history: Iterable[Event]) -> None:
-        """Learn how often earlier owners submitted what."""
+        """Learn how often earlier owners submitted what, and what failed attempts said."""
         for event in history:
             if isinstance(event, OwnerClaimed):
                 self._submissions.update(event.attempts)
+            else:
+                self._note(event)
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, TaskScheduled):
+            if event.retry_of is not None:
+                self._origins[event.number] = event.retry_of
+        elif isinstance(event, TaskFailed) and event.heartbeat is not None:
+            self._heartbeats[self._origins.get(event.task, event.task)] = event.heartbeat
 
     def release(self, records: Sequence[Event]) -> Released:
         """What the durable `records` start and drop."""
         released = Released()
         for event in records:
+            self._note(event)
             if isinstance(event, TaskScheduled):
                 if _target(event.target).is_local:
                     released.local_tasks.append(event)
@@ -139,13 +154,15 @@ class Releaser:
         return again
 
     def _task_request(self, event: TaskScheduled) -> TaskRequest:
+        origin = event.retry_of or event.number
         return TaskRequest(
             task=event.number,
             attempt=event.attempt,
             submission=self._submissions.get(event.number, 1),
-            origin=event.retry_of or event.number,
+            origin=origin,
             input=_light(event.input),
             target=_target(event.target),
+            heartbeat=self._heartbeats.get(origin),
         )
 
     def _map_request(self, event: MapScheduled, ranges: tuple[Range, ...], *, attempt: int) -> MapRequest:

@@ -57,6 +57,12 @@ class Launched:
         self.generation = generation
         self.end = done
         self.is_cancelled = False
+        self.withdrawn: list[tuple[int, ...]] = []
+        self.listens = False
+
+    def withdraw(self, calls: tuple[int, ...]) -> bool:
+        self.withdrawn.append(calls)
+        return self.listens
 
     def cancel(self) -> None:
         self.is_cancelled = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -26,10 +27,18 @@ from ray_durable.target import ActivityTarget
 
 CODEC = Codec()
 LOST = Failure(kind="system", type_name="WorkerLostError", message="lost")
+FINAL = replace(LOST, non_retryable=True)
+"""Of a call that had all its tries."""
 
 
-def target(**options: object) -> ActivityTarget:
-    return ActivityTarget(reference=FunctionReference(name="f"), options=options, is_local=False, key="f")
+def target(losses_max: int = 3, **options: object) -> ActivityTarget:
+    return ActivityTarget(
+        reference=FunctionReference(name="f"),
+        options=options,
+        is_local=False,
+        key="f",
+        system_failures_max=losses_max,
+    )
 
 
 def request(task: int, attempt: int = 1) -> TaskRequest:
@@ -38,20 +47,20 @@ def request(task: int, attempt: int = 1) -> TaskRequest:
     )
 
 
-def task_lane(count: int, policy: SlicePolicy | None = None, **options: object) -> TaskLane:
+def task_lane(count: int, policy: SlicePolicy | None = None, losses_max: int = 3, **options: object) -> TaskLane:
     """Tasks 1 to `count`."""
-    lane = TaskLane("run", "one", target(**options), policy or SlicePolicy())
+    lane = TaskLane("run", "one", target(losses_max, **options), policy or SlicePolicy())
     lane.add([request(task) for task in range(1, count + 1)])
     return lane
 
 
-def map_request(*ranges: tuple[int, int], count: int, attempt: int = 1) -> MapRequest:
+def map_request(*ranges: tuple[int, int], count: int, attempt: int = 1, losses_max: int = 3) -> MapRequest:
     items = CODEC.encode_batch(list(range(count)), where="items")
-    return MapRequest(map=5, attempt=attempt, submission=1, items=items, ranges=ranges, target=target())
+    return MapRequest(map=5, attempt=attempt, submission=1, items=items, ranges=ranges, target=target(losses_max))
 
 
-def map_lane(count: int, policy: SlicePolicy | None = None) -> MapLane:
-    wanted = map_request((0, count), count=count)
+def map_lane(count: int, policy: SlicePolicy | None = None, losses_max: int = 3) -> MapLane:
+    wanted = map_request((0, count), count=count, losses_max=losses_max)
     lane = MapLane("run", "one", wanted, policy or SlicePolicy())
     lane.add(wanted)
     return lane
@@ -120,7 +129,7 @@ class TestLosses:
 
     def test_a_lost_slice_is_halved_until_the_poison_stands_alone(self) -> None:
         """One of 64 calls kills its worker: it alone fails, after as many losses as the policy allows."""
-        lane = task_lane(64, SlicePolicy(first_count=64, worker_losses_max=3))
+        lane = task_lane(64, SlicePolicy(first_count=64), losses_max=3)
         poison, outcomes, losses = 37, [], 0
         for slice_id in range(1, 1_000):
             if not lane.is_waiting:
@@ -132,14 +141,14 @@ class TestLosses:
             else:
                 outcomes += lane.report(slice_id, done(work))
         failed = [outcome for outcome in outcomes if isinstance(outcome, TaskOutcome) and outcome.failure is not None]
-        assert [(outcome.task, outcome.failure) for outcome in failed] == [(poison, LOST)]
+        assert [(outcome.task, outcome.failure) for outcome in failed] == [(poison, FINAL)]
         assert sorted(tasks_of(outcomes)) == list(range(1, 65))
         assert losses == 6 + 3
         assert lane.is_idle
 
     def test_items_of_a_map_are_isolated_too(self) -> None:
         """The poison item fails as one item of one outcome."""
-        lane = map_lane(16, SlicePolicy(first_count=16, worker_losses_max=2))
+        lane = map_lane(16, SlicePolicy(first_count=16), losses_max=2)
         outcomes: list[Outcome] = []
         for slice_id in range(1, 200):
             if not lane.is_waiting:
@@ -149,12 +158,12 @@ class TestLosses:
             outcomes += lane.lose(slice_id, LOST) if is_poisoned else lane.report(slice_id, done(work))
         found = [outcome for outcome in outcomes if isinstance(outcome, MapOutcomes)]
         assert sum(outcome.count for outcome in found) == 16
-        assert [(one.start, one.count, one.failures) for one in found if one.failures] == [(5, 1, ((0, LOST),))]
+        assert [(one.start, one.count, one.failures) for one in found if one.failures] == [(5, 1, ((0, FINAL),))]
 
     @pytest.mark.parametrize("losses_max", [1, 2, 5])
     def test_a_call_fails_once_it_has_lost_as_many_workers_as_allowed(self, losses_max: int) -> None:
         """Not one loss sooner."""
-        lane = task_lane(1, SlicePolicy(worker_losses_max=losses_max))
+        lane = task_lane(1, losses_max=losses_max)
         for loss in range(1, losses_max + 1):
             lane.take(loss, free_slots=1)
             outcomes = lane.lose(loss, LOST)
@@ -162,7 +171,7 @@ class TestLosses:
 
     def test_a_call_that_comes_through_is_no_suspect_any_more(self) -> None:
         """Losses of a call are forgotten with its outcome; others keep theirs."""
-        lane = task_lane(2, SlicePolicy(first_count=1, worker_losses_max=2))
+        lane = task_lane(2, SlicePolicy(first_count=1), losses_max=2)
         lane.take(1, free_slots=1)
         lane.lose(1, LOST)
         work = lane.take(2, free_slots=1)
@@ -180,7 +189,7 @@ class TestLosses:
 
     def test_what_was_put_back_is_next_and_unharmed(self) -> None:
         """A function that could not be loaded is no loss of the worker."""
-        lane = task_lane(4, SlicePolicy(first_count=2, worker_losses_max=1))
+        lane = task_lane(4, SlicePolicy(first_count=2), losses_max=1)
         lane.take(1, free_slots=1)
         lane.put_back(1)
         assert [call.bytes for call in lane.take(2, free_slots=1).calls] == [b"[1]", b"[2]"]
@@ -197,12 +206,13 @@ class TestWithdrawing:
         taken = [lane.take(slice_id, free_slots=1).calls[0].bytes for slice_id in (1, 2, 3)]
         assert taken == [b"[1]", b"[3]", b"[5]"]
 
-    def test_a_slice_in_flight_is_ended_once_none_of_its_calls_is_wanted(self) -> None:
-        """Even if they were withdrawn one after the other."""
-        lane = task_lane(2, SlicePolicy(first_count=2))
+    def test_a_slice_in_flight_tells_which_of_its_calls_are_not_wanted(self) -> None:
+        """Each time that there are more of them; not again for those that are known."""
+        lane = task_lane(3, SlicePolicy(first_count=3))
         lane.take(1, free_slots=1)
-        assert lane.cancel([1]) == []
-        assert lane.cancel([2]) == [1]
+        assert (lane.cancel([1]), lane.unwanted(1)) == ([1], (0,))
+        assert (lane.cancel([1]), lane.unwanted(1)) == ([], (0,))
+        assert (lane.cancel([3]), lane.unwanted(1)) == ([1], (0, 2))
 
     def test_an_ended_slice_is_not_run_again(self) -> None:
         """Its end looks like the loss of a worker, and must not be taken for one."""
@@ -257,7 +267,7 @@ class TestWithdrawing:
 @given(data=st.data(), count=st.integers(1, 40))
 def test_every_call_has_one_outcome_or_was_withdrawn(data: st.DataObject, count: int) -> None:
     """Whatever workers do: no call is lost, none has two outcomes, none that was withdrawn starts again."""
-    lane = task_lane(count, SlicePolicy(first_count=8, worker_losses_max=2))
+    lane = task_lane(count, SlicePolicy(first_count=8), losses_max=2)
     flying: dict[int, SliceWork] = {}
     outcomes: Counter[int] = Counter()
     withdrawn: set[int] = set()

@@ -14,7 +14,7 @@ from ray_durable.failure import Failure
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime import sessions
 from ray_durable.runtime.framing import Endpoint, seal_frame
-from ray_durable.runtime.messages import SliceReport, SliceWork
+from ray_durable.runtime.messages import Heartbeats, SliceNews, SlicePlace, SliceReport, SliceWork
 from ray_durable.runtime.sessions import Session, SessionEnd, SessionServer, serve_session
 from ray_durable.target import ActivityTarget
 
@@ -35,16 +35,23 @@ class Workers:
         self.ran: list[str] = []
         self.restarted: list[str] = []
         self.reports: asyncio.Queue[SliceReport | Failure] = asyncio.Queue()
+        self.news: list[SlicePlace | Heartbeats] = []
         self.tasks: list[asyncio.Task[SessionEnd]] = []
         self.run: Callable[[SliceWork], SliceReport] = self._run
 
     def start(self, run: str, key: tuple[str, str | None] = KEY) -> Session:
-        session = self.server.begin(key, slice_of(run), self.reports.put_nowait)
+        session = self.server.begin(key, slice_of(run), self.hear)
         self._launch(session, slice_of(run))
         return session
 
     def send(self, run: str) -> Session | None:
-        return self.server.send(KEY, slice_of(run), self.reports.put_nowait)
+        return self.server.send(KEY, slice_of(run), self.hear)
+
+    def hear(self, news: SliceNews) -> None:
+        if isinstance(news, SliceReport | Failure):
+            self.reports.put_nowait(news)
+        else:
+            self.news.append(news)
 
     async def end_all(self) -> None:
         while any(not task.done() for task in self.tasks):
@@ -63,9 +70,9 @@ class Workers:
 
         self.tasks.append(asyncio.create_task(task()))
 
-    def _restart(self, ended: Session, work: SliceWork, done: sessions.Done) -> None:
+    def _restart(self, ended: Session, work: SliceWork, tell: sessions.Tell) -> None:
         self.restarted.append(work.run)
-        self._launch(self.server.begin(ended.key, work, done), work)
+        self._launch(self.server.begin(ended.key, work, tell), work)
 
     def _run(self, work: SliceWork) -> SliceReport:
         self.ran.append(work.run)
@@ -212,7 +219,7 @@ def test_a_report_that_is_read_after_the_tasks_end_counts() -> None:
     """A dispatcher that was busy hears of the task's end before it has looked at the session's line: no loss."""
 
     async def test(workers: Workers) -> None:
-        session = workers.server.begin(KEY, slice_of("a"), workers.reports.put_nowait)
+        session = workers.server.begin(KEY, slice_of("a"), workers.hear)
         end = serve_session(workers.server.endpoint, session.number, slice_of("a"), workers._run)
         workers.server.ended(session, end)
         assert isinstance(await workers.reports.get(), SliceReport)
@@ -224,7 +231,7 @@ def test_a_foreign_line_changes_nothing() -> None:
     """Frames with another key, and sessions that nobody began, are hung up on."""
 
     async def test(workers: Workers) -> None:
-        session = workers.server.begin(KEY, slice_of("a"), workers.reports.put_nowait)
+        session = workers.server.begin(KEY, slice_of("a"), workers.hear)
         endpoint = workers.server.endpoint
         assert endpoint is not None
         for key, number in ((b"another key", session.number), (endpoint.key, 99)):

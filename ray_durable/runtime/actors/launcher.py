@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -14,8 +13,9 @@ import ray.exceptions
 from ray_durable.failure import Failure
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.framing import Endpoint
-from ray_durable.runtime.messages import SliceReport, SliceWork
-from ray_durable.runtime.sessions import Session, SessionEnd, SessionServer, serve_session
+from ray_durable.runtime.messages import SliceWork
+from ray_durable.runtime.sessions import Session, SessionEnd, SessionServer, Tell, serve_session
+from ray_durable.runtime.watch import watch_of_process
 from ray_durable.runtime.worker import run_slice
 from ray_durable.runtime.workshop import workshop_of
 from ray_durable.target import ActivityTarget
@@ -43,19 +43,15 @@ class RayLauncher:
         """Take sessions' lines at `host`'s address. OSError if that cannot be done: then each slice is a task."""
         await self._sessions.listen(host)
 
-    def launch(
-        self, work: SliceWork, generation: str | None, done: Callable[[SliceReport | Failure], None]
-    ) -> _RaySlice:
+    def launch(self, work: SliceWork, generation: str | None, tell: Tell) -> _RaySlice:
         """See `Launcher`. A worker that just ran the same function, and waits, gets it; else a new task."""
         key = (work.target.key, generation)
-        session = self._sessions.send(key, work, done)
-        return _RaySlice(session if session is not None else self._start(key, work, done))
+        session = self._sessions.send(key, work, tell)
+        return _RaySlice(self._sessions, session if session is not None else self._start(key, work, tell), work)
 
-    def _start(
-        self, key: tuple[str, str | None], work: SliceWork, done: Callable[[SliceReport | Failure], None]
-    ) -> Session:
+    def _start(self, key: tuple[str, str | None], work: SliceWork, tell: Tell) -> Session:
         loop = asyncio.get_running_loop()
-        session = self._sessions.begin(key, work, done)
+        session = self._sessions.begin(key, work, tell)
         job = (self._address, self._sessions.endpoint, session.number, work)
         reference = self._function(work.target, key[1]).remote(job)
         session.cancel = lambda: ray.cancel(reference, force=True)
@@ -69,8 +65,8 @@ class RayLauncher:
         reference.future().add_done_callback(finished)
         return session
 
-    def _restart(self, ended: Session, work: SliceWork, done: Callable[[SliceReport | Failure], None]) -> None:
-        ended.cancel = self._start(ended.key, work, done).cancel
+    def _restart(self, ended: Session, work: SliceWork, tell: Tell) -> None:
+        ended.successor = self._start(ended.key, work, tell)
 
     def slots(self, target: ActivityTarget) -> int:
         wanted = {"CPU": float(target.options.get("num_cpus", 1)), "GPU": float(target.options.get("num_gpus", 0))}
@@ -107,19 +103,31 @@ class RayLauncher:
 class _RaySlice:
     """A slice that a Ray worker has."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, sessions: SessionServer, session: Session, work: SliceWork) -> None:
+        self._sessions = sessions
         self._session = session
+        self._work = work
+
+    def withdraw(self, calls: tuple[int, ...]) -> bool:
+        """See `RunningSlice`."""
+        return self._sessions.withdraw(self._holder(), self._work, calls)
 
     def cancel(self) -> None:
-        self._session.cancel()
+        """See `RunningSlice`."""
+        self._holder().cancel()
+
+    def _holder(self) -> Session:
+        while self._session.successor is not None:
+            self._session = self._session.successor
+        return self._session
 
 
 @ray.remote
 def _slice_task(job: tuple[HubAddress, Endpoint | None, int, SliceWork]) -> SessionEnd:
     # One argument: Ray serialises each on its own.
     address, endpoint, number, first = job
-    workshop = workshop_of(address)
-    return serve_session(endpoint, number, first, lambda work: run_slice(work, workshop))
+    workshop, watch = workshop_of(address), watch_of_process()
+    return serve_session(endpoint, number, first, lambda work: run_slice(work, workshop, watch), watch)
 
 
 def _lost(error: BaseException) -> Failure:
