@@ -3,7 +3,7 @@
 See the README for a first example, docs/architecture.md for how it works.
 """
 
-from ray_durable.activity_context import ActivityInfo, current_activity
+from ray_durable.activity_context import ActivityCancelled, ActivityInfo, ActivityTimeoutError, current_activity
 from ray_durable.authoring import Activity, Orchestrator, activity, orchestrator
 from ray_durable.client import Hub, connect
 from ray_durable.context import OrchestrationContext
@@ -46,8 +46,10 @@ from ray_durable.runtime.status import InstanceStatus, Owner, Progress
 
 __all__ = [
     "Activity",
+    "ActivityCancelled",
     "ActivityError",
     "ActivityInfo",
+    "ActivityTimeoutError",
     "ClosedError",
     "ClusterConnectionError",
     "ConfigurationError",

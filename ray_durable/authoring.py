@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Coroutine, Generator, Mapping
+from datetime import timedelta
 from typing import (
     Any,
     ClassVar,
@@ -62,8 +64,9 @@ class ActivityOptions(TypedDict, total=False):
 class Activity(DurableFunction, Generic[P, R_co]):
     """A function that orchestrators call by `ctx.call_activity` or `ctx.map`; it runs as a Ray task, at least once.
 
-    `ray_options` go to Ray. `retry` is the default policy of its calls. `is_local` ones
-    run in the orchestrator's process. `max_slice` bounds how many items of a map one task may take (None: no bound).
+    `ray_options` go to Ray. `retry` is the default policy of its calls. `is_local` ones run in the orchestrator's
+    process. `max_slice` bounds how many items of a map one task may take (None: no bound). An attempt that has not
+    ended `timeout_s` seconds after its start on a worker, or `heartbeat_timeout_s` after its last heartbeat, is ended.
     """
 
     kind: ClassVar[str] = "activity"
@@ -76,10 +79,14 @@ class Activity(DurableFunction, Generic[P, R_co]):
         retry: RetryPolicy | None = None,
         local: bool = False,
         max_slice: int | None = None,
+        timeout_s: float | None = None,
+        heartbeat_timeout_s: float | None = None,
         ray_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(function, name=name)
         self.retry = retry
+        self.timeout_s = timeout_s
+        self.heartbeat_timeout_s = heartbeat_timeout_s
         self.is_local = local
         self.is_async: bool = inspect.iscoroutinefunction(function)
         self.max_slice = max_slice
@@ -157,6 +164,8 @@ def activity(
     retry: RetryPolicy | None = None,
     local: bool = False,
     max_slice: int | None = None,
+    timeout: timedelta | float | None = None,
+    heartbeat_timeout: timedelta | float | None = None,
     **ray_options: Unpack[ActivityOptions],
 ) -> _ActivityDecorator: ...
 def activity(
@@ -167,15 +176,24 @@ def activity(
     retry: RetryPolicy | None = None,
     local: bool = False,
     max_slice: int | None = None,
+    timeout: timedelta | float | None = None,
+    heartbeat_timeout: timedelta | float | None = None,
     **ray_options: Any,
 ) -> Any:
     """Make an activity of a function, plain or `async def`; bare or with options.
+
+    `timeout` (seconds, or a timedelta) is the time that each attempt has, from its start on a worker: waiting for one
+    does not count. `heartbeat_timeout` is the time that it has from one `current_activity().heartbeat()` to the next.
+    An attempt whose time is up is interrupted, and fails with ActivityTimeoutError; the retry policy decides what
+    follows. Both are kept to about 0.05 s.
 
     Raises:
         ConfigurationError: an unknown option, a value that cannot work, or a name that another module has taken.
         InvalidOrchestratorError: the object is not a function.
     """
     _check_options(name=name, retry=retry, max_slice=max_slice, ray_options=ray_options)
+    timeout_s = _seconds("timeout", timeout, is_local=local)
+    heartbeat_timeout_s = _seconds("heartbeat_timeout", heartbeat_timeout, is_local=local)
 
     def decorate(function: Callable[..., Any]) -> Activity[Any, Any]:
         _check_activity(function)
@@ -187,6 +205,8 @@ def activity(
                 retry=retry,
                 local=local,
                 max_slice=max_slice,
+                timeout_s=timeout_s,
+                heartbeat_timeout_s=heartbeat_timeout_s,
                 ray_options=ray_options,
             )
         )
@@ -246,7 +266,7 @@ _RAY_OPTIONS_REPLACED = {
     "concurrency_groups": "those are for actors",
     "lifetime": "those are for actors",
 }
-_OWN_OPTIONS = ("name", "retry", "local", "max_slice")
+_OWN_OPTIONS = ("name", "retry", "local", "max_slice", "timeout", "heartbeat_timeout")
 
 
 def _check_options(
@@ -273,6 +293,22 @@ def _check_options(
         mapping = ray_options.get(option, {})
         if not isinstance(mapping, Mapping):
             raise ConfigurationError(f"{option} is {mapping!r}: give a dict")
+
+
+def _seconds(option: str, duration: object, *, is_local: bool) -> float | None:
+    """A duration in seconds."""
+    if duration is None:
+        return None
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        raise ConfigurationError(f"{option} is {duration!r}: give seconds, or a timedelta, of more than zero")
+    if is_local:
+        raise ConfigurationError(
+            f"{option} needs a worker that can be ended, and a local activity runs in the orchestrator's own process: "
+            f"leave out local=True, or {option}",
+            option=option,
+        )
+    return float(seconds)
 
 
 def _refuse_option(option: str, *, valid: list[str], decorator: str) -> NoReturn:

@@ -12,9 +12,12 @@ from ray_durable.authoring import Activity, Orchestrator
 from ray_durable.errors import FunctionNotFoundError
 from ray_durable.function import DurableFunction
 from ray_durable.reference import FunctionReference
+from ray_durable.retry import RetryPolicy
 from ray_durable.target import ActivityTarget
 
 __all__ = ["Callees"]
+
+_NO_POLICY = RetryPolicy()
 
 
 class Callees:
@@ -28,7 +31,7 @@ class Callees:
         self._functions = functions
         self._code = code
         # The function is kept beside what was made for it, so that its id stays its own.
-        self._targets: dict[int, tuple[Activity[..., Any], ActivityTarget]] = {}
+        self._targets: dict[tuple[int, int], tuple[Activity[..., Any], ActivityTarget]] = {}
         self._references: dict[int, tuple[Orchestrator[..., Any], FunctionReference]] = {}
 
     def activity(self, activity: Activity[..., Any] | str) -> Activity[..., Any]:
@@ -47,11 +50,12 @@ class Callees:
         hint = "ctx.call_activity calls it" if isinstance(found, Activity) else "decorate it with @orchestrator"
         raise FunctionNotFoundError(f"{found!r} is no orchestrator: {hint}", name=_name_of(found))
 
-    def target(self, function: Activity[..., Any]) -> ActivityTarget:
-        """What the dispatcher needs to run `function`; made once for each."""
-        made = self._targets.get(id(function))
+    def target(self, function: Activity[..., Any], retry: RetryPolicy | None = None) -> ActivityTarget:
+        """What the dispatcher needs to run `function` under `retry`; made once for each limit on lost workers."""
+        losses_max = (retry or _NO_POLICY).max_system_failures
+        made = self._targets.get((id(function), losses_max))
         if made is None:
-            made = self._targets[id(function)] = (function, self._make_target(function))
+            made = self._targets[id(function), losses_max] = (function, self._make_target(function, losses_max))
         return made[1]
 
     def reference(self, function: Orchestrator[..., Any]) -> FunctionReference:
@@ -68,14 +72,26 @@ class Callees:
     def _find(self, wanted: object) -> object:
         return (self._functions.get(wanted) or registry.lookup(wanted)) if isinstance(wanted, str) else wanted
 
-    def _make_target(self, function: Activity[..., Any]) -> ActivityTarget:
+    def _make_target(self, function: Activity[..., Any], losses_max: int) -> ActivityTarget:
         reference = registry.reference_of(function, self._code)
         options = dict(function.ray_options)
         if function.max_slice is not None:
             options["max_slice"] = function.max_slice
-        text = json.dumps([reference.to_json(), options], sort_keys=True, default=repr)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return ActivityTarget(reference=reference, options=options, is_local=function.is_local, key=key)
+        limits = {
+            "timeout_s": function.timeout_s,
+            "heartbeat_timeout_s": function.heartbeat_timeout_s,
+            "system_failures_max": losses_max,
+        }
+        text = json.dumps([reference.to_json(), options, limits], sort_keys=True, default=repr)
+        return ActivityTarget(
+            reference=reference,
+            options=options,
+            is_local=function.is_local,
+            key=hashlib.sha256(text.encode()).hexdigest()[:16],
+            timeout_s=function.timeout_s,
+            heartbeat_timeout_s=function.heartbeat_timeout_s,
+            system_failures_max=losses_max,
+        )
 
 
 def _name_of(found: object) -> str:

@@ -145,7 +145,7 @@ class CallingContext:
             count=len(values),
             decode_results=lambda payload: decode_batch(payload, result_annotation, where=where),
             retry=retry or function.retry,
-            target=self._callees.target(function),
+            target=self._callees.target(function, retry or function.retry),
             return_exceptions=return_exceptions,
             tolerated_failures=tolerated_failures,
             on_results=on_results,
@@ -270,7 +270,7 @@ class CallingContext:
             input=codec.encode_call(function.calls, args, kwargs, where=f"arguments of activity {name!r}"),
             decode=lambda payload: codec.decode(payload, annotation, where=where),
             retry=retry,
-            target=self._callees.target(function),
+            target=self._callees.target(function, retry),
         )
 
     def _call_child(

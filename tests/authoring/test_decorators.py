@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, assert_type
 
 import pytest
@@ -196,7 +197,7 @@ def test_what_cannot_be_an_activity_is_refused(function: Any) -> None:
     ("options", "words"),
     [
         ({"num_cpu": 1}, "Did you mean num_cpus?"),
-        ({"colour": "red"}, "Valid options: name, retry, local, max_slice, num_cpus"),
+        ({"colour": "red"}, "Valid options: name, retry, local, max_slice, timeout"),
         ({"max_retries": 3}, "retry=RetryPolicy(max_attempts="),
         ({"num_returns": 2}, "return a tuple"),
         ({"num_cpus": -1}, "num_cpus is -1"),
@@ -205,6 +206,11 @@ def test_what_cannot_be_an_activity_is_refused(function: Any) -> None:
         ({"resources": ["tpu"]}, "give a dict"),
         ({"retry": 3}, "RetryPolicy(max_attempts=5)"),
         ({"max_slice": 0}, "at least 1"),
+        ({"timeout": 0}, "timeout is 0: give seconds"),
+        ({"timeout": "5s"}, "timedelta"),
+        ({"heartbeat_timeout": timedelta(seconds=-1)}, "more than zero"),
+        ({"heartbeat_timeout": float("inf")}, "heartbeat_timeout is inf"),
+        ({"timeout": 5, "local": True}, "leave out local=True"),
         ({"name": ""}, "1 to 256 printable"),
         ({"name": "a\nb"}, "1 to 256 printable"),
     ],
