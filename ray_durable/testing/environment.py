@@ -11,7 +11,7 @@ environment or of a handle, everything has happened that can happen without time
 from __future__ import annotations
 
 import asyncio
-import itertools
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, ParamSpec, TypeVar, overload
@@ -55,7 +55,7 @@ class Environment:
         self._thread = VirtualThread()
         self._stage = self._thread.run(_make(lambda: Stage(start=start_time, seed=seed, trust=trust)))
         self._hub = InProcessHub(self._stage, self._thread)
-        self._ids = itertools.count(1)
+        self._started: Counter[str] = Counter()
 
     @property
     def hub(self) -> Hub:
@@ -84,7 +84,9 @@ class Environment:
         Without an id, instances are called by their orchestrator and a number: "review-1".
         """
         if instance_id is None:
-            instance_id = f"{getattr(orchestrator, 'name', orchestrator)}-{next(self._ids)}"
+            name = str(getattr(orchestrator, "name", orchestrator))
+            self._started[name] += 1
+            instance_id = f"{name}-{self._started[name]}"
         return self._hub.start(orchestrator, *args, instance_id=instance_id, **kwargs)
 
     def get(self, instance_id: str) -> Handle[Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ray_durable.authoring import Orchestrator
 from ray_durable.client import Hub
+from ray_durable.engine import ExecutionCompleted
 from ray_durable.errors import ClosedError, ConfigurationError, DurableError
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.explanation import Explanation
@@ -100,7 +101,7 @@ class InProcessHub(Hub):
                 "in the test, outside of activities and their replacements"
             )
 
-    async def stuck(self, instance_id: str) -> StuckError:
+    async def _stuck(self, instance_id: str) -> StuckError:
         """The error that says what an instance waits for."""
         told = await self._stage.explain(instance_id)
         return StuckError(
@@ -113,12 +114,23 @@ class InProcessHub(Hub):
     async def _result(self, instance_id: str, timeout_s: float | None) -> Any:
         stage = self._stage
         deadline_s = None if timeout_s is None else stage.loop.time() + timeout_s
-        while (end := await stage.hub.end(instance_id)) is None:
+        is_stuck = False
+        while (end := await self._end_of(instance_id, looks=is_stuck)) is None:
             if deadline_s is not None and stage.loop.time() >= deadline_s:
                 await self._raise_timeout(instance_id, timeout_s)
-            if not await stage.progress(deadline_s):
-                raise await self.stuck(instance_id)
+            if is_stuck:
+                raise await self._stuck(instance_id)
+            is_stuck = not await stage.progress(deadline_s)
         return await self._outcome(instance_id, end)
+
+    async def _end_of(self, instance_id: str, *, looks: bool) -> ExecutionCompleted | None:
+        """The end of an instance; one that has an owner has hardly ended, and the store is asked only if `looks`."""
+        if self._stage.living(instance_id) is not None and not looks:
+            return None
+        end = await self._stage.hub.end(instance_id)
+        if end is None:
+            self._stage.admit(instance_id)
+        return end
 
     async def _reference(self, function: Orchestrator[..., Any]) -> FunctionReference:
         if function.is_importable:

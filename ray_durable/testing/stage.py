@@ -137,6 +137,7 @@ class StageWorkers(Workers):
         self.holds = lambda work: work.target.reference.name in self.held_names
         self.is_poisoned = self._takes_worker
         self._loop = loop
+        self._timeouts: dict[Slice, asyncio.TimerHandle] = {}
         self._queue: queue.SimpleQueue[Slice | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ray_durable activities", daemon=True)
         self._thread.start()
@@ -152,7 +153,12 @@ class StageWorkers(Workers):
         target = started.work.target
         limits_s = [limit_s for limit_s in (target.timeout_s, target.heartbeat_timeout_s) if limit_s is not None]
         if limits_s:
-            self._loop.call_later(min(limits_s), self._time_out, started)
+            self._timeouts[started] = self._loop.call_later(min(limits_s), self._time_out, started)
+
+    @property
+    def next_timeout_s(self) -> float | None:
+        """When the next held activity times out, on the loop's clock."""
+        return min((alarm.when() for held, alarm in self._timeouts.items() if held in self.held), default=None)
 
     def release(self, name: str) -> None:
         """Let the held calls of an activity go on."""
@@ -167,6 +173,7 @@ class StageWorkers(Workers):
         self._thread.join(_END_S_MAX)
 
     def _time_out(self, started: Slice) -> None:
+        del self._timeouts[started]
         if started in self.held:
             failure = timeout_failure(started.work.target.reference.name, "it was held")
             calls = tuple((offset, failure) for offset in range(started.work.count))
@@ -304,13 +311,15 @@ class Stage(World):
                 alarm.cancel()
 
     async def _next_due_s(self) -> float | None:
-        """When the next durable timer fires, on the loop's clock."""
-        due: list[datetime] = []
+        """When the next durable timer fires, or a held activity times out, on the loop's clock."""
+        timeout_s = self.stage_workers.next_timeout_s
+        due_s = [] if timeout_s is None else [timeout_s]
         for entry in await list_open(self.hub.store, self.hub.keys):
             told = await self.explain(entry.instance_id)
             if told.status.runtime_status is not RuntimeStatus.SUSPENDED and told.status.problem is None:
-                due += [waiting.due for waiting in told.waiting if waiting.due is not None]
-        return self.loop.time() + (min(due) - self.now()).total_seconds() if due else None
+                due = [waiting.due for waiting in told.waiting if waiting.due is not None]
+                due_s += [self.loop.time() + (one - self.now()).total_seconds() for one in due]
+        return min(due_s, default=None)
 
     async def explain(self, instance_id: str) -> Explanation:
         """What an instance waits for; the owner knows more than the store."""

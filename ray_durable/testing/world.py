@@ -211,6 +211,7 @@ class World:
         owner = self.admit(instance_id)
         # Whoever asks may go away, the call goes on; an owner that dies does not answer.
         answer = asyncio.get_running_loop().create_task(call(owner.instance))
+        answer.add_done_callback(lambda task: task.cancelled() or task.exception())
         parties: set[asyncio.Future[Any]] = {answer, owner.task}
         await asyncio.wait(parties, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():

@@ -305,6 +305,42 @@ def test_held_activities_wait_for_their_release(env: Environment) -> None:
     assert handle.result() == "mail to ann"
 
 
+def test_a_held_activity_times_out_as_it_would_on_its_worker(env: Environment) -> None:
+    """At its own timeout, in virtual time, and its retry policy takes over."""
+
+    @durable.activity(timeout=timedelta(minutes=5), retry=durable.RetryPolicy(max_attempts=2))
+    def slow() -> str:
+        return "done"
+
+    @durable.orchestrator
+    async def waits(ctx: durable.OrchestrationContext) -> str:
+        return await ctx.call_activity(slow)
+
+    env.hold(slow)
+    handle, began = env.start(waits), env.now
+    assert "slow" in str(handle.explain())
+    with pytest.raises(durable.OrchestrationFailedError, match="held"):
+        handle.result()
+    assert timedelta(minutes=10) <= env.now - began < timedelta(minutes=11)
+    assert env.calls(slow) == []
+
+
+def test_code_that_cannot_be_loaded_is_told_and_does_not_hang(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting and telling both say what the problem is; terminating works all the same."""
+    env.replace(flows.send_mail, sent)
+    handle = env.start(flows.vet, "ann")
+    monkeypatch.delattr(flows, "vet")
+    env.lose_owner(handle)
+    with pytest.raises(StuckError, match="FunctionNotFoundError"):
+        handle.result()
+    with pytest.raises(StuckError, match="FunctionNotFoundError"):
+        handle.raise_event("Approval", True)
+    handle.terminate("its code is gone")
+    assert handle.status().runtime_status == "Terminated"
+
+
 def test_an_instance_that_waits_for_a_held_activity_is_stuck(env: Environment) -> None:
     """The error names the activity."""
     env.hold(flows.send_mail)
