@@ -16,7 +16,8 @@ from ray_durable.errors import ClosedError, ConfigurationError, DurableError
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.explanation import Explanation
 from ray_durable.runtime.loop_thread import LoopThread
-from ray_durable.testing.stage import IN_PROCESS, Stage, is_in_activity
+from ray_durable.testing.stage import IN_PROCESS, Stage
+from ray_durable.testing.stage_workers import is_in_activity
 from ray_durable.testing.virtual_time import SkippingLoop
 
 if TYPE_CHECKING:
