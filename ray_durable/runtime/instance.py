@@ -44,6 +44,7 @@ from ray_durable.errors import (
 )
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
+from ray_durable.runtime.activities import Activities
 from ray_durable.runtime.alarm import Alarm
 from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.delivery import received
@@ -51,15 +52,11 @@ from ray_durable.runtime.explanation import Explanation, explain_execution, expl
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.inbox import Arrival, Inbox
 from ray_durable.runtime.lifecycle import create_linked, create_successor
-from ray_durable.runtime.link import DispatcherLink
-from ray_durable.runtime.local_activities import LocalActivities
 from ray_durable.runtime.mail import Mail
-from ray_durable.runtime.messages import Attachment, ExchangeReply
 from ray_durable.runtime.past import PastExecutions
 from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort, InstanceDirectory
 from ray_durable.runtime.problems import Problems
 from ray_durable.runtime.records import encode_events
-from ray_durable.runtime.release import Releaser, outcome_event
 from ray_durable.runtime.status import InstanceStatus, Owner, summarize
 from ray_durable.runtime.succession import continued, link_of
 from ray_durable.runtime.termination import record_termination
@@ -75,7 +72,6 @@ _PAUSE_S_MAX = 3.0
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _PROBLEM_RETRY_S = 5.0
-_DISPATCHER_RETRY_S = 0.5
 
 
 class Instance:
@@ -103,14 +99,13 @@ class Instance:
         self._inbox = Inbox()
         # Wanted ends, which must not have to wait for code that cannot be loaded. They wait in the inbox too.
         self._terminations: list[tuple[ExecutionTerminated, Arrival]] = []
-        self._dispatch_problem: str | None = None
         self._problems = Problems(hub, instance_id)
         self._alarm = Alarm(clock, self._fire)
         self._past = PastExecutions(hub, instance_id, clock)
         # The number of the execution to load; None: the newest, whichever that is.
         self._execution_number: int | None = None
-        # The line of the execution before, when this owner made the present one.
-        self._before: DispatcherLink | None = None
+        # Those of the execution before, when this owner made the present one.
+        self._before: Activities | None = None
         self._is_over = False
         # Made by `_load`; but for the mail, of the present execution.
         self._mail: Mail
@@ -118,9 +113,7 @@ class Instance:
         self._started: ExecutionStarted
         self._orchestration: Orchestration
         self._execution: Execution
-        self._releaser: Releaser
-        self._link: DispatcherLink
-        self._locals: LocalActivities
+        self._activities: Activities
         self._warnings: tuple[str, ...] = ()
 
     @property
@@ -250,19 +243,12 @@ class Instance:
         hub, self._is_over = self._hub, False
         history = await self._read()
         started = self._started
-        self._link = DispatcherLink(
-            self._dispatcher,
-            run=started.run,
-            instance_id=self.instance_id,
-            hub_epoch=hub.epoch,
-            on_reply=self._hear,
-            on_lost=self._inbox.fail,
-        )
+        self._activities = Activities(self._dispatcher, started, hub, self._inbox)
         await self._mail.begin(started, history)
         last = history[-1]
         if isinstance(last, ExecutionCompleted):
             # Its owner may have died before it told the dispatcher, and whoever waits for the end.
-            await self._leave_dispatcher()
+            await self._activities.leave(self._log.epoch)
             self._mail.open()
             await self._finish(last.status)
             return
@@ -273,14 +259,13 @@ class Instance:
         self._warnings = () if changed is None else (changed,)
         self._execution = Execution(orchestration.main)
         self._orchestration = orchestration
-        self._releaser = Releaser(started, self._execution, orchestration)
-        self._locals = LocalActivities(orchestration, started, hub)
+        self._activities.begin(self._execution, orchestration)
         try:
             caused = self._execution.apply(history)
             if started.carried and self._log.next_seq == 1:
                 # Nobody has run this execution before.
                 caused += self._execution.apply(started.carried)
-            self._releaser.recall(history)
+            self._activities.recall(history)
             await self._claim(caused)
         except NonDeterminismError as error:
             await self._end_failed(last.number + 1, _with_python(error, history), is_claim=True)
@@ -316,16 +301,16 @@ class Instance:
     async def _claim(self, caused: Sequence[Event]) -> None:
         """Append OwnerClaimed with the attempts that are submitted again, after what replay added; then release it."""
         before, self._before = self._before, None
-        attachment = await self._attach() if before is None else self._link.follow(before)
-        new = {event.number for event in caused}
-        again = self._releaser.resubmit(attachment, released_next=new)
+        activities = self._activities
+        attachment = await activities.attach(self._problems.report) if before is None else activities.follow(before)
+        attempts = activities.resubmit(attachment, released_next={event.number for event in caused})
         claimed = OwnerClaimed(
             time_us=self._clock.now_us(),
             epoch=self._log.epoch + 1,
             hub_epoch=self._hub.epoch,
             host=self._host,
             pid=self._pid,
-            attempts=again.attempts,
+            attempts=attempts,
             python=_PYTHON,
         )
         records = list(caused)
@@ -333,26 +318,14 @@ class Instance:
             # An orchestrator that ended before its first await needs no owner: its end stays the last event.
             records += self._execution.apply([claimed])
         records = await self._append(records, epoch=self._log.epoch + 1, is_claim=True)
-        self._link.open(self._log.epoch)
-        self._locals.add(again.local_tasks)
-        self._link.submit(again.tasks, again.maps)
+        activities.open(self._log.epoch)
         self._mail.open()
         await self._release(records)
-
-    async def _attach(self) -> Attachment:
-        while True:
-            try:
-                return await self._link.attach()
-            except DispatcherLostError as error:
-                await self._problems.report(f"the dispatcher cannot be reached: {error}")
-                await asyncio.sleep(_DISPATCHER_RETRY_S)
 
     async def _serve(self) -> None:
         """Turn after turn, until the end of the execution."""
         while not self._is_over:
-            if self._locals.is_waiting:
-                await asyncio.sleep(0)
-                self._inbox.put(Arrival(events=await self._locals.run_some()))
+            await self._activities.run_local()
             try:
                 arrivals = await self._inbox.take()
             except DispatcherLostError as error:
@@ -363,7 +336,7 @@ class Instance:
                 # Its entry in the open set is gone, or about to be another execution's.
                 self._problems.problem = None
             else:
-                await self._problems.report(self._dispatch_problem or self._mail.problem)
+                await self._problems.report(self._activities.problem or self._mail.problem)
 
     async def _turn(self, arrivals: Sequence[Arrival]) -> None:
         for arrival in arrivals:
@@ -429,7 +402,7 @@ class Instance:
         recorded = set(map(_identity, records))
         too_early: list[Arrival] = []
         for arrival in arrivals:
-            self._link.settle(arrival.settles)
+            self._activities.settle(arrival.settles)
             if arrival.done is None:
                 continue
             is_settled = not arrival.events or _identity(arrival.events[0]) in recorded
@@ -445,21 +418,17 @@ class Instance:
         """The step is durable: let its log lines and commands go."""
         if self._orchestration.context is not None:
             self._orchestration.context.logger.release()
-        released = self._releaser.release(records)
-        self._locals.add(released.local_tasks)
-        self._link.submit(released.tasks, released.maps)
-        self._link.cancel(released.canceled)
-        self._locals.drop(released.canceled)
+        self._activities.release(records)
         self._mail.release(records)
         if self._execution.ended:
-            await self._leave_dispatcher()
+            await self._activities.leave(self._log.epoch)
             if isinstance(records[-1], ContinueAsNew):
                 await self._continue(records[-1])
             else:
                 await self._finish(self._execution.status)
             return
         self._alarm.set(self._execution.next_timer_us)
-        self._link.flush(is_waiting=bool(self._execution.outstanding_tasks or self._execution.outstanding_maps))
+        self._activities.flush()
 
     async def _reattach(self, error: DispatcherLostError) -> None:
         """The dispatcher was lost: what it does not know any more is submitted again, by a claim that counts it."""
@@ -469,17 +438,8 @@ class Instance:
         except ClaimLostError as lost:
             raise FencedError(f"A newer owner has the log of instance {self.instance_id!r}", key=lost.key) from lost
         # A new dispatcher finds out anew.
-        self._dispatch_problem = None
+        self._activities.problem = None
         await self._problems.report(None)
-
-    def _hear(self, reply: ExchangeReply) -> None:
-        for outcome_id, outcomes in reply.outcomes.items():
-            events = [outcome_event(outcome) for outcome in outcomes if not self._releaser.is_past(outcome)]
-            self._inbox.put(Arrival(events=events, settles=(outcome_id,)))
-        if not reply.outcomes:
-            # Nothing to record, but the next turn parks an exchange again.
-            self._inbox.put(Arrival(events=[]))
-        self._dispatch_problem = reply.problem
 
     def _fire(self) -> None:
         due = self._execution.due_timers(self._clock.now_us())
@@ -499,14 +459,10 @@ class Instance:
         lines, sections = encode_events([end])
         write = self._log.claim if is_claim else self._log.append
         await write(lines, sections, first=number, status=status, hub_epoch=self._hub.epoch)
-        await self._leave_dispatcher()
+        await self._activities.leave(self._log.epoch)
         self._mail.open()
         self._mail.release([end])
         await self._finish(RuntimeStatus.FAILED)
-
-    async def _leave_dispatcher(self) -> None:
-        self._link.open(self._log.epoch)
-        await self._link.leave()
 
     def _ended_error(self, status: RuntimeStatus) -> InstanceEndedError:
         return InstanceEndedError(
@@ -523,7 +479,7 @@ class Instance:
         self._alarm.set(None)
         await create_linked(self._hub, started.run, events)
         self._inbox.drop_unasked()
-        self._execution_number, self._before = started.execution + 1, self._link
+        self._execution_number, self._before = started.execution + 1, self._activities
         await self._past.add(started.execution)
         self._is_over = True
 
@@ -557,8 +513,8 @@ class Instance:
         if hasattr(self, "_mail"):
             self._mail.close()
             del self._mail
-        if hasattr(self, "_link"):
-            self._link.close()
+        if hasattr(self, "_activities"):
+            self._activities.close()
         if hasattr(self, "_execution"):
             self._execution.close()
 

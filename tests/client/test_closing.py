@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ray_durable as durable
-from ray_durable.client import HubReader
+from ray_durable.reader import HubReader
 from tests.client.roots import make_hub
 
 

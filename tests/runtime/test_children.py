@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from ray_durable.authoring import Orchestrator
 from ray_durable.engine import (
     EventSent,
     ExecutionCompleted,
@@ -211,7 +214,7 @@ async def test_what_was_delivered_is_noted_and_not_sent_again() -> None:
     assert notes == [tuple(sent[:3])], "the messages of the first step are noted with the timer"
 
 
-WORKLOADS = {
+WORKLOADS: dict[str, tuple[Orchestrator[..., Any], tuple[Any, ...], object]] = {
     "family": (model.family, (2,), ["<C0C02>", "<C1C12>"]),
     "retry": (model.patient_parent, ("a",), None),
     "messages": (model.sends, ("r",), "sent"),

@@ -10,7 +10,7 @@ from ray_durable.errors import FencedError
 from ray_durable.payload import Payload
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.link import DispatcherLink
-from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply, TaskRequest
+from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply, TaskRequest
 from ray_durable.runtime.ports import DispatcherLostError
 from ray_durable.target import ActivityTarget
 from tests.support.skipping_loop import simulated
@@ -30,6 +30,9 @@ class Port:
     async def attach(self, run: str, instance_id: str) -> Attachment:
         self.attached += 1
         return Attachment(incarnation="life", tasks=frozenset(), maps={})
+
+    async def explain(self, run: str) -> list[CallState]:
+        return []
 
     async def exchange(self, request: Exchange) -> ExchangeReply:
         self.requests.append(request)
