@@ -19,7 +19,7 @@ def say_hello(name: str) -> str:
 
 
 @durable.activity
-def add_one(number: int) -> int:
+def next_number(number: int) -> int:
     """The next number."""
     journal.note(str(number))
     return number + 1
@@ -60,7 +60,7 @@ async def count_with_status(ctx: durable.OrchestrationContext) -> int:
     """Each step goes on from the result of the one before; the custom status draws the chain."""
     number, drawn = 0, ""
     for _ in range(3):
-        number = await ctx.call_activity(add_one, number)
+        number = await ctx.call_activity(next_number, number)
         drawn = f"{drawn} -> {number}".removeprefix(" -> ")
         ctx.set_custom_status(drawn if number == 3 else f"{drawn} ->")
     return number

@@ -13,7 +13,7 @@ from samples import journal
 
 
 @durable.activity
-def list_files(directory: str) -> list[str]:
+def get_file_list(directory: str) -> list[str]:
     """The files below a directory, relative to it, in order."""
     journal.note("list")
     return sorted(str(path.relative_to(directory)) for path in Path(directory).rglob("*") if path.is_file())
@@ -34,13 +34,13 @@ async def backup_site_content(ctx: durable.OrchestrationContext, directory: str,
     """Copy all files of `directory` side by side; the bytes in all."""
     if not directory:
         raise ValueError("A directory path is required as input")
-    names = await ctx.call_activity(list_files, directory)
+    names = await ctx.call_activity(get_file_list, directory)
     return sum(await asyncio.gather(*(ctx.call_activity(copy_file, directory, name, store) for name in names)))
 
 
 @durable.orchestrator
 def backup_by_generator(ctx: durable.OrchestrationContext, directory: str, store: str) -> Generator[Any, Any, int]:
     """The same with `task_all`."""
-    names = yield ctx.call_activity(list_files, directory)
+    names = yield ctx.call_activity(get_file_list, directory)
     sizes = yield ctx.task_all([ctx.call_activity(copy_file, directory, name, store) for name in names])
     return sum(sizes)

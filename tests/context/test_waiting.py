@@ -175,11 +175,11 @@ def test_generators_yield_tasks_lists_and_groups(what: str, result: Any) -> None
 
 
 @durable.orchestrator
-async def shows_status(ctx: durable.OrchestrationContext) -> Any:
+async def says_how_it_is(ctx: durable.OrchestrationContext) -> Any:
     ctx.set_custom_status({"done": [1, 2], "text": "ä"})
     await ctx.wait_for_external_event("x")
 
 
 def test_the_custom_status_is_plain_json() -> None:
-    (event,) = [event for event in Running(shows_status).caused if isinstance(event, CustomStatusSet)]
+    (event,) = [event for event in Running(says_how_it_is).caused if isinstance(event, CustomStatusSet)]
     assert event.value.bytes == '{"done":[1,2],"text":"ä"}'.encode()

@@ -38,13 +38,13 @@ async def child(ctx: durable.OrchestrationContext, name: str) -> str:
 
 
 @durable.orchestrator
-async def parent(ctx: durable.OrchestrationContext, name: str) -> str:
+async def caller(ctx: durable.OrchestrationContext, name: str) -> str:
     return "<" + await ctx.call_sub_orchestrator(child, name) + ">"
 
 
 @durable.orchestrator
-async def family(ctx: durable.OrchestrationContext, count: int) -> list[str]:
-    children = [ctx.call_sub_orchestrator(parent, f"c{number}") for number in range(count)]
+async def clan(ctx: durable.OrchestrationContext, count: int) -> list[str]:
+    children = [ctx.call_sub_orchestrator(caller, f"c{number}") for number in range(count)]
     return await asyncio.gather(*children)
 
 
@@ -119,7 +119,7 @@ async def endless(ctx: durable.OrchestrationContext, depth: int) -> int:
 
 
 @durable.orchestrator
-async def rounds(ctx: durable.OrchestrationContext, left: int, total: int) -> int:
+async def goes_round(ctx: durable.OrchestrationContext, left: int, total: int) -> int:
     """Each round works once and takes one event, if there is one, within a second."""
     await ctx.call_activity(work, f"round{left}")
     if left == 0:
@@ -129,7 +129,7 @@ async def rounds(ctx: durable.OrchestrationContext, left: int, total: int) -> in
 
 
 @durable.orchestrator
-async def collects(ctx: durable.OrchestrationContext, wanted: int, got: list[str]) -> list[str]:
+async def gathers_items(ctx: durable.OrchestrationContext, wanted: int, got: list[str]) -> list[str]:
     """One event a round."""
     got.append(await ctx.wait_for_external_event("Item", str))
     if len(got) == wanted:
@@ -140,7 +140,7 @@ async def collects(ctx: durable.OrchestrationContext, wanted: int, got: list[str
 
 @durable.orchestrator
 async def parent_of_rounds(ctx: durable.OrchestrationContext, left: int) -> int:
-    return 100 + await ctx.call_sub_orchestrator(rounds, left, 0)
+    return 100 + await ctx.call_sub_orchestrator(goes_round, left, 0)
 
 
 @durable.orchestrator

@@ -25,7 +25,7 @@ from tests.support.town import Town
 async def test_a_call_is_an_instance_of_its_own_and_gives_its_result() -> None:
     """Its id is derived from the parent's, and it knows who called it."""
     town = Town()
-    await town.start(model.parent, "a")
+    await town.start(model.caller, "a")
     assert await town.result_of() == "<AA2>"
     await town.settled()
     history = await town.history_of()
@@ -43,7 +43,7 @@ async def test_a_call_is_an_instance_of_its_own_and_gives_its_result() -> None:
 async def test_many_calls_run_side_by_side_and_nest() -> None:
     town = Town()
     model.reset()
-    await town.start(model.family, 4)
+    await town.start(model.clan, 4)
     assert await town.result_of() == [f"<C{n}C{n}2>" for n in range(4)]
     await town.settled()
     assert set(model.runs.values()) == {1}
@@ -55,7 +55,7 @@ async def test_a_failure_propagates_with_its_chain() -> None:
     town = Town()
     model.reset()
     model.broken.add("work a")
-    await town.start(model.parent, "a")
+    await town.start(model.caller, "a")
     await town.ended()
     failure = await town.failure()
     assert failure.type_name == "SubOrchestrationError"
@@ -215,7 +215,7 @@ async def test_what_was_delivered_is_noted_and_not_sent_again() -> None:
 
 
 WORKLOADS: dict[str, tuple[Orchestrator[..., Any], tuple[Any, ...], object]] = {
-    "family": (model.family, (2,), ["<C0C02>", "<C1C12>"]),
+    "family": (model.clan, (2,), ["<C0C02>", "<C1C12>"]),
     "retry": (model.patient_parent, ("a",), None),
     "messages": (model.sends, ("r",), "sent"),
     "given up": (model.impatient_parent, ("leaf",), "gave up"),

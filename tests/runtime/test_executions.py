@@ -48,7 +48,7 @@ class TestContinueAsNew:
         """One id, one log a round; the last round's result is the instance's."""
         town = Town()
         model.reset()
-        await town.start(model.rounds, 3, 0)
+        await town.start(model.goes_round, 3, 0)
         assert await town.result_of() == 3
         await town.settled()
         assert await executions(town) == (1, 2, 3, 4)
@@ -59,7 +59,7 @@ class TestContinueAsNew:
     async def test_the_instance_runs_all_the_while(self) -> None:
         """Nobody sees an end between two rounds."""
         town = Town()
-        await town.start(model.collects, 4, [])
+        await town.start(model.gathers_items, 4, [])
         seen = set()
         for number in range(4):
             for _ in range(30):
@@ -73,7 +73,7 @@ class TestContinueAsNew:
     async def test_unread_events_go_along_and_repetitions_are_known(self) -> None:
         """Raised before they are awaited; each with an id that is sent again later."""
         town = Town()
-        await town.start(model.collects, 4, [])
+        await town.start(model.gathers_items, 4, [])
         for number in range(3):
             await town.raise_event("Item", f"i{number}", f"e{number}")
         for number in range(3):
@@ -85,7 +85,7 @@ class TestContinueAsNew:
     async def test_old_executions_are_removed_after_the_grace_period(self) -> None:
         """While the instance goes on, by its owner; not before."""
         town = Town(grace_s=3_600)
-        await town.start(model.collects, 5, [])
+        await town.start(model.gathers_items, 5, [])
         for number in range(4):
             await town.raise_event("Item", f"i{number}", f"e{number}")
         await asyncio.sleep(3_000)
@@ -99,7 +99,7 @@ class TestContinueAsNew:
     @simulated
     async def test_another_owner_removes_what_the_first_left(self) -> None:
         town = Town(grace_s=3_600)
-        await town.start(model.collects, 3, [])
+        await town.start(model.gathers_items, 3, [])
         await town.raise_event("Item", "i0", "e0")
         await asyncio.sleep(10)
         await town.owners[-1].kill()
@@ -111,7 +111,7 @@ class TestContinueAsNew:
     async def test_what_an_ended_instance_left_is_removed_by_the_hub(self) -> None:
         """Its last execution stays until it is purged."""
         town = Town(grace_s=600)
-        await town.start(model.rounds, 3, 0)
+        await town.start(model.goes_round, 3, 0)
         await town.result_of()
         await town.settled()
         await asyncio.sleep(700)
@@ -122,7 +122,7 @@ class TestContinueAsNew:
     async def test_a_thousand_rounds_leave_what_one_does(self) -> None:
         """Storage does not grow, once the grace period is over."""
         town = Town(grace_s=0)
-        await town.start(model.rounds, 1_000, 0)
+        await town.start(model.goes_round, 1_000, 0)
         assert await town.result_of() == 1_000
         await town.settled()
         await asyncio.sleep(5)
@@ -134,7 +134,7 @@ class TestContinueAsNew:
         """Whenever it comes, exactly one execution is the last, and it is terminated."""
         for delay in range(0, 60, 3):
             town = Town()
-            await town.start(model.rounds, 50, 0)
+            await town.start(model.goes_round, 50, 0)
             for _ in range(delay):
                 await asyncio.sleep(0)
             await town.command("one", "terminate", "stop", "r1", True)
@@ -149,7 +149,7 @@ async def collect(deaths: dict[int, bool]) -> int:
     """Three rounds with an event each, owners dying; how many operations that took."""
     model.reset()
     town = Town(deaths=deaths.items(), grace_s=5)
-    await town.start(model.collects, 3, [])
+    await town.start(model.gathers_items, 3, [])
 
     async def raise_all() -> None:
         for number in range(3):
@@ -247,7 +247,7 @@ class TestReuse:
     @simulated
     async def test_an_ended_instance_is_followed_by_another_orchestrator(self) -> None:
         town = Town()
-        await town.start(model.parent, "a")
+        await town.start(model.caller, "a")
         await town.result_of()
         await town.settled()
         await self.start(town, "b")
@@ -325,7 +325,7 @@ class TestRewind:
         town = Town()
         model.reset()
         model.broken.add("work c12")
-        await town.start(model.family, 3)
+        await town.start(model.clan, 3)
         await town.ended()
         await town.settled()
         model.broken.clear()
@@ -362,7 +362,7 @@ class TestRewind:
             model.reset()
             model.broken.add("work c12")
             town = Town(deaths=deaths.items())
-            await town.start(model.family, 2)
+            await town.start(model.clan, 2)
             await town.ended()
             await town.settled()
             model.broken.clear()
@@ -446,7 +446,7 @@ class TestPurge:
     @simulated
     async def test_it_is_gone_at_once_and_its_objects_after_the_grace_period(self) -> None:
         town = Town(grace_s=3_600)
-        await town.start(model.rounds, 2, 0)
+        await town.start(model.goes_round, 2, 0)
         await town.result_of()
         await town.settled()
         await self.purge(town)
