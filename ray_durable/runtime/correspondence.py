@@ -59,8 +59,10 @@ class StartChild(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndChild(Message):
-    """Terminate an instance that nobody waits for any more."""
+    """Terminate an instance that nobody waits for any more, if it is the one that `parent` called: its id may have been
+    another's all the time, or be used again by now."""
 
+    parent: tuple[str, int, int]
     reason: str
 
 
@@ -74,10 +76,14 @@ class RaiseEvent(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportEnd(Message):
-    """The instance that was called has ended. `execution` and `task` say who waits, `result` or `failure` how."""
+    """The instance that was called has ended. `execution` and `task` say who waits, `result` or `failure` how.
+
+    `ended` is the execution of the called instance that tells so; None: the call itself came to this.
+    """
 
     execution: int
     task: int
+    ended: int | None
     result: Payload | None
     failure: Failure | None
 
@@ -106,8 +112,13 @@ class Correspondence:
             sent += messages
         return sent
 
+    @property
+    def started(self) -> ExecutionStarted | None:
+        """The start of the execution; None before it was taken."""
+        return self._started
+
     def child_id(self, number: int) -> str:
-        """The id of the instance that event `number` calls, or called."""
+        """The id of the instance that event `number` calls, or called. KeyError if nobody waits for it any more."""
         return self._child_id(self._children[number])
 
     def _read(self, event: Event) -> list[Message]:
@@ -148,8 +159,6 @@ class Correspondence:
         return {"id": f"{number}.{execution}.{started.instance_id}", "number": number, "run": started.run}
 
     def _start(self, event: SubOrchestrationInstanceCreated, *, rewinds: bool = False) -> StartChild:
-        started = self._start_event
-        execution, _ = started.author_of(event.number)
         return StartChild(
             **self._address(event.number),
             receiver=self._child_id(event),
@@ -157,18 +166,23 @@ class Correspondence:
             input=event.input,
             reference=event.reference,
             version=event.version,
-            parent=(started.instance_id, execution, event.number),
-            depth=started.depth + 1,
+            parent=self._parent_of(event),
+            depth=self._start_event.depth + 1,
             rewinds=rewinds,
         )
+
+    def _parent_of(self, event: SubOrchestrationInstanceCreated) -> tuple[str, int, int]:
+        started = self._start_event
+        execution, _ = started.author_of(event.number)
+        return started.instance_id, execution, event.number
 
     def _end(self, event: SubOrchestrationInstanceCanceled) -> list[Message]:
         child = self._children.pop(event.task, None)
         if child is None:
             return []
-        receiver, started = self._child_id(child), self._start_event
-        reason = f"the instance {started.instance_id!r} that called it does not wait for it any more"
-        return [EndChild(**self._address(event.number), receiver=receiver, reason=reason)]
+        parent = self._parent_of(child)
+        reason = f"the instance {parent[0]!r} that called it does not wait for it any more"
+        return [EndChild(**self._address(event.number), receiver=self._child_id(child), parent=parent, reason=reason)]
 
     def _rewind(self, event: ExecutionRewound) -> list[Message]:
         """What was copied has been sent by others; the instances that it waits for have to go on, or begin anew."""
@@ -176,19 +190,22 @@ class Correspondence:
         is_fork = not started.lineage
         self._own_from = event.number if is_fork else 0
         self._pending.clear()
+        # What was copied may note what an execution delivered for those before it: not for the one that was copied.
+        self.are_older_delivered = not started.owes
         return [self._start(child, rewinds=not is_fork) for child in self._children.values()]
 
     def _report(self, event: ExecutionCompleted) -> list[Message]:
-        parent = self._start_event.parent
-        if parent is None:
+        started = self._start_event
+        if started.parent is None:
             return []
-        instance_id, execution, task = parent
+        instance_id, execution, task = started.parent
         return [
             ReportEnd(
                 **self._address(event.number),
                 receiver=instance_id,
                 execution=execution,
                 task=task,
+                ended=started.execution,
                 result=event.result if event.status is RuntimeStatus.COMPLETED else None,
                 failure=None if event.status is RuntimeStatus.COMPLETED else event.failure or _UNKNOWN,
             )

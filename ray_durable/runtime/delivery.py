@@ -11,7 +11,6 @@ from collections.abc import Callable
 from ray_durable.engine import (
     Event,
     EventRaised,
-    ExecutionCompleted,
     ExecutionStarted,
     ExecutionTerminated,
     RuntimeStatus,
@@ -20,6 +19,7 @@ from ray_durable.engine import (
 )
 from ray_durable.errors import InstanceExistsError, InstanceNotFoundError
 from ray_durable.failure import Failure
+from ray_durable.payload import Payload
 from ray_durable.runtime.correspondence import EndChild, Message, RaiseEvent, ReportEnd, StartChild
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lifecycle import Start, rewind_instance, start_instance
@@ -29,10 +29,10 @@ __all__ = ["Courier", "received"]
 
 
 class Courier:
-    """Brings the messages of one instance. `answer` gets an input for the sender: a call that came to nothing."""
+    """Brings the messages of one instance. `answer` gets what a call comes to without an instance that would tell."""
 
     def __init__(
-        self, hub: OpenHub, instances: InstanceDirectory, clock: Clock, answer: Callable[[Event], None]
+        self, hub: OpenHub, instances: InstanceDirectory, clock: Clock, answer: Callable[[ReportEnd], None]
     ) -> None:
         self._hub = hub
         self._instances = instances
@@ -56,8 +56,7 @@ class Courier:
             try:
                 await start_instance(self._hub, _start(message), now_us=self._clock.now_us())
             except InstanceExistsError as error:
-                failure = Failure.from_exception(error, non_retryable=True)
-                self._answer(SubOrchestrationInstanceFailed(task=message.number, failure=failure, message=message.id))
+                self._answer(_answer(message, None, Failure.from_exception(error, non_retryable=True)))
                 return
         elif message.rewinds and not await self._go_on(message, called):
             return
@@ -78,14 +77,27 @@ class Courier:
         end = await self._hub.end(message.receiver)
         if end is None:
             return True
-        if end.status is RuntimeStatus.FAILED:
+        is_ours = end.status is RuntimeStatus.TERMINATED and await self._is_ended_by(message)
+        if end.status is RuntimeStatus.FAILED or is_ours:
             request_id = f"{message.id}.rewound.{message.run}"
             reason = f"the instance {message.parent[0]!r} that called it was rewound"
             now_us = self._clock.now_us()
-            await rewind_instance(self._hub, message.receiver, request_id, reason=reason, now_us=now_us)
+            await rewind_instance(
+                self._hub, message.receiver, request_id, reason=reason, now_us=now_us, is_ended_by_caller=is_ours
+            )
             return True
-        self._answer(_end_of(message.number, self._hub.detached(end), message.id))
+        end = self._hub.detached(end)
+        self._answer(_answer(message, end.result, end.failure))
         return False
+
+    async def _is_ended_by(self, message: StartChild) -> bool:
+        """Whether it was the caller that terminated the instance, in what its rewind cut off."""
+        ids = (
+            event.request_id
+            for event in await self._hub.history(message.receiver)
+            if isinstance(event, ExecutionTerminated)
+        )
+        return any(request_id.split(".", 2)[2:] == [message.parent[0]] for request_id in ids)
 
 
 def received(message: Message, started: ExecutionStarted) -> Event | None:
@@ -93,7 +105,8 @@ def received(message: Message, started: ExecutionStarted) -> Event | None:
     if isinstance(message, RaiseEvent):
         return EventRaised(name=message.name, value=message.value, event_id=message.id)
     if isinstance(message, EndChild):
-        return ExecutionTerminated(reason=message.reason, request_id=message.id)
+        is_meant = started.parent == message.parent
+        return ExecutionTerminated(reason=message.reason, request_id=message.id) if is_meant else None
     assert isinstance(message, ReportEnd), "a call is delivered through storage"
     execution, _ = started.author_of(message.task)
     if execution != message.execution:
@@ -118,8 +131,17 @@ def _start(message: StartChild) -> Start:
     )
 
 
-def _end_of(task: int, end: ExecutionCompleted, message_id: str) -> Event:
-    if end.result is not None:
-        return SubOrchestrationInstanceCompleted(task=task, result=end.result, message=message_id)
-    assert end.failure is not None, "what did not complete has a failure"
-    return SubOrchestrationInstanceFailed(task=task, failure=end.failure, message=message_id)
+def _answer(message: StartChild, result: Payload | None, failure: Failure | None) -> ReportEnd:
+    """What the caller is told of a call, in the place of an instance that would tell."""
+    caller, execution, task = message.parent
+    return ReportEnd(
+        id=message.id,
+        number=message.number,
+        receiver=caller,
+        run=message.run,
+        execution=execution,
+        task=task,
+        ended=None,
+        result=result,
+        failure=failure,
+    )

@@ -240,10 +240,10 @@ class OpenHub:
         """Enter an instance into the open set."""
         await persist(lambda: add_open(self.store, self.keys, entry))
 
-    async def record_end(self, log: RunLog) -> bool:
+    async def record_end(self, log: RunLog, own: OpenEntry) -> bool:
         """Leave the summary of an ended instance and take it out of the open set, in this order.
 
-        False if another execution follows by now: then it stays in the open set.
+        False if another execution follows by now: then it stays in the open set, with the entry `own` if it has none.
         """
         instance_id, summary = log.instance_id, log.tail.header.status
         if not await log.is_at_end():
@@ -255,9 +255,13 @@ class OpenHub:
             return True
         # Somebody began the next execution in between, and may have entered it before it was removed.
         await self.forget_end(summary)
-        if entry is not None:
-            await self.enter(entry)
+        await self.enter(entry or own)
         return False
+
+    async def keep_open(self, own: OpenEntry) -> None:
+        """See that an instance that has not ended is in the open set: another owner may have died as it left it."""
+        if await persist(lambda: find_open(self.store, self.keys, own.instance_id)) is None:
+            await self.enter(own)
 
     async def forget_end(self, summary: Mapping[str, Any]) -> None:
         """Remove the summary of an instance that goes on, or is purged."""

@@ -58,6 +58,11 @@ class Inbox:
         self._refusal: Callable[[], Exception] | None = None
         self._has_news = asyncio.Event()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it refuses everything."""
+        return self._refusal is not None
+
     def put(self, arrival: Arrival) -> None:
         """Let it wait for its turn."""
         if self._refusal is not None:
@@ -95,7 +100,7 @@ class Inbox:
             self._has_news.set()
 
     def drop_unasked(self) -> None:
-        """Another execution begins: what came to the last one, and nobody waits for, is not for it."""
+        """The log is read anew: what nobody waits for is of the execution as it was, and comes again if need be."""
         self._waiting = deque((arrival, size) for arrival, size in self._waiting if arrival.done is not None)
         self._error = None
         if not self._waiting:

@@ -46,12 +46,12 @@ from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.runtime.activities import Activities
 from ray_durable.runtime.alarm import Alarm
-from ray_durable.runtime.correspondence import Message
+from ray_durable.runtime.correspondence import Message, ReportEnd
 from ray_durable.runtime.delivery import received
 from ray_durable.runtime.explanation import Explanation, explain_execution, explain_history
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.inbox import Arrival, Inbox
-from ray_durable.runtime.lifecycle import create_linked, create_successor
+from ray_durable.runtime.lifecycle import create_linked, create_successor, open_entry
 from ray_durable.runtime.mail import Mail
 from ray_durable.runtime.past import PastExecutions
 from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort, InstanceDirectory
@@ -72,6 +72,7 @@ _PAUSE_S_MAX = 3.0
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _PROBLEM_RETRY_S = 5.0
+_LEAVING_LOOK_S = 10.0
 
 
 class Instance:
@@ -101,7 +102,9 @@ class Instance:
         self._terminations: list[tuple[ExecutionTerminated, Arrival]] = []
         self._problems = Problems(hub, instance_id)
         self._alarm = Alarm(clock, self._fire)
-        self._past = PastExecutions(hub, instance_id, clock)
+        self._past = PastExecutions(
+            hub, instance_id, clock, lambda: not hasattr(self, "_mail") or self._mail.owes_older
+        )
         # The number of the execution to load; None: the newest, whichever that is.
         self._execution_number: int | None = None
         # Those of the execution before, when this owner made the present one.
@@ -156,7 +159,7 @@ class Instance:
 
     async def explain(self) -> Explanation:
         """What it waits for, and which worker is at it."""
-        if self._is_over or not hasattr(self, "_execution") or self._execution.started is None:
+        if self._is_over or not hasattr(self, "_mail") or not self._is_loaded():
             return explain_history(await self._hub.status(self.instance_id), await self._hub.history(self.instance_id))
         status = InstanceStatus.from_summary(self._summary(self._log.epoch), problem=self.problem)
         try:
@@ -165,6 +168,9 @@ class Instance:
             calls = []
         child_id, now_us = self._mail.child_id, self._clock.now_us()
         return explain_execution(status, self._execution, child_id, calls, now_us)
+
+    def _is_loaded(self) -> bool:
+        return hasattr(self, "_execution") and self._execution.started is not None
 
     async def terminate(self, reason: str, request_id: str, recursive: bool = True) -> None:
         """Returns when the end is durable. InstanceEndedError if it has ended already."""
@@ -241,6 +247,9 @@ class Instance:
     async def _load(self) -> None:
         """Read the log, replay it, claim it, and release what an earlier owner could not."""
         hub, self._is_over = self._hub, False
+        if self._inbox.is_closed:
+            # An end that another execution follows.
+            self._inbox = Inbox()
         history = await self._read()
         started = self._started
         self._activities = Activities(self._dispatcher, started, hub, self._inbox)
@@ -252,6 +261,8 @@ class Instance:
             self._mail.open()
             await self._finish(last.status)
             return
+        if started.previous is not None and self._before is None:
+            await hub.keep_open(open_entry(started, started.time_us))
         await hub.load_blobs(started.run, history)
         started = self._started = self._start_of(history)
         orchestration = await hub.load_orchestration(started)
@@ -278,6 +289,7 @@ class Instance:
         number, self._execution_number = self._execution_number, None
         self._log, history = await self._hub.read_log(self.instance_id, number, on_trouble=trouble)
         while (link := link_of(history)) is not None:
+            # None: the newest, since somebody else has made another.
             number = await create_successor(self._hub, history, link)
             self._log, history = await self._hub.read_log(self.instance_id, number, on_trouble=trouble)
         self._started = self._start_of(history)
@@ -295,8 +307,8 @@ class Instance:
             )
         return started
 
-    def _answer(self, event: Event) -> None:
-        self._inbox.put(Arrival(events=[event]))
+    def _answer(self, report: ReportEnd) -> None:
+        self._inbox.put(Arrival(events=[], message=report))
 
     async def _claim(self, caused: Sequence[Event]) -> None:
         """Append OwnerClaimed with the attempts that are submitted again, after what replay added; then release it."""
@@ -341,7 +353,7 @@ class Instance:
     async def _turn(self, arrivals: Sequence[Arrival]) -> None:
         for arrival in arrivals:
             if arrival.message is not None:
-                arrival.events = await self._received(arrival.message)
+                await self._receive(arrival, arrival.message)
         inputs = [event for arrival in arrivals for event in arrival.events]
         if inputs:
             inputs += self._mail.note()
@@ -355,13 +367,23 @@ class Instance:
                 # Nothing was written; the execution is ahead of its log and cannot go on.
                 await self._end_failed(records[0].number, error)
                 return
-        self._acknowledge(arrivals, records)
+        await self._acknowledge(arrivals, records)
         await self._release(records)
 
-    async def _received(self, message: Message) -> list[Event]:
-        """The input that a message is to this execution, with its payload where this run can have it."""
-        event = received(message, self._started)
-        return [] if event is None else [self._hub.detached(await self._hub.load_input(message.run, event))]
+    async def _receive(self, arrival: Arrival, message: Message) -> None:
+        """Make the message the input that it is to this execution, with its payload where this run can have it."""
+        arrival.events = []
+        try:
+            event = received(message, self._started)
+            if isinstance(message, ReportEnd) and event is not None and await self._mail.is_of_the_past(message):
+                event = None
+            if event is not None:
+                arrival.events = [self._hub.detached(await self._hub.load_input(message.run, event))]
+        except DurableError as error:
+            if arrival.done is None:
+                raise
+            # A message that cannot be read is its sender's trouble, and not to keep this instance from going on.
+            arrival.refuse(error)
 
     async def _append(
         self, records: Sequence[Event], *, epoch: int | None = None, is_claim: bool = False
@@ -397,9 +419,12 @@ class Instance:
             warnings=self._warnings,
         )
 
-    def _acknowledge(self, arrivals: Iterable[Arrival], records: Sequence[Event]) -> None:
+    async def _acknowledge(self, arrivals: Iterable[Arrival], records: Sequence[Event]) -> None:
         """Tell callers. What came after the end is refused; where another execution follows, it waits for that one."""
         recorded = set(map(_identity, records))
+        if not records and any(arrival.done is not None and not arrival.done.done() for arrival in arrivals):
+            # "That is so already" may be said only by whoever still owns the log.
+            await self._log.verify_ownership()
         too_early: list[Arrival] = []
         for arrival in arrivals:
             self._activities.settle(arrival.settles)
@@ -490,13 +515,17 @@ class Instance:
         """
         self._alarm.set(None)
         self._inbox.close(lambda: self._ended_error(status))
-        await self._mail.wait_delivered()
-        await self._past.hand_over(self._started.execution)
+        is_followed = False
+        while not is_followed and not await self._mail.wait_delivered(_LEAVING_LOOK_S):
+            # The next execution is not to wait for a receiver of this one's messages; it has them, too.
+            is_followed = not await self._log.is_at_end()
+        if not is_followed:
+            await self._past.hand_over(self._started.execution)
         self._is_over = True
-        if await self._hub.record_end(self._log):
+        if not is_followed and await self._hub.record_end(self._log, open_entry(self._started, self._started.time_us)):
             self.ended.set()
         else:
-            self._inbox = Inbox()
+            self._discard()
 
     def _abandon(self, error: BaseException) -> None:
         """Whatever callers wait for has an unknown outcome."""
@@ -510,6 +539,7 @@ class Instance:
         """Nothing of the present execution goes on here."""
         self._alarm.set(None)
         self._before = None
+        self._inbox.drop_unasked()
         if hasattr(self, "_mail"):
             self._mail.close()
             del self._mail

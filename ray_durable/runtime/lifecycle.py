@@ -41,8 +41,10 @@ from ray_durable.storage import (
 
 __all__ = [
     "Start",
+    "create_linked",
     "create_successor",
     "fork_instance",
+    "open_entry",
     "purge_instance",
     "restart_instance",
     "rewind_instance",
@@ -125,8 +127,12 @@ async def restart_instance(hub: OpenHub, instance_id: str, request_id: str, *, r
     await _begin_next(hub, instance_id, request_id, link)
 
 
-async def rewind_instance(hub: OpenHub, instance_id: str, request_id: str, *, reason: str, now_us: int) -> None:
+async def rewind_instance(
+    hub: OpenHub, instance_id: str, request_id: str, *, reason: str, now_us: int, is_ended_by_caller: bool = False
+) -> None:
     """Let a failed instance go on from where it was before its failure: what failed runs again, nothing else.
+
+    `is_ended_by_caller`: also one that was terminated, since whoever called it takes that back.
 
     Raises:
         InstanceActiveError: it has not ended.
@@ -137,7 +143,8 @@ async def rewind_instance(hub: OpenHub, instance_id: str, request_id: str, *, re
     def link(history: Sequence[Event]) -> ExecutionRestarted:
         end = history[-1]
         assert isinstance(end, ExecutionCompleted), "only what has ended is followed"
-        if end.status is not RuntimeStatus.FAILED:
+        is_taken_back = is_ended_by_caller and end.status is RuntimeStatus.TERMINATED
+        if end.status is not RuntimeStatus.FAILED and not is_taken_back:
             raise ConfigurationError(
                 f"Instance {instance_id!r} is {end.status}: only a failed one is rewound. restart() runs it from the "
                 "beginning"
@@ -181,7 +188,7 @@ async def fork_instance(
     executions = await persist(lambda: list_executions(hub.store, hub.keys, instance_id))
     if executions.latest is None:
         started = dataclasses.replace(_started(events), execution=executions.next)
-        await hub.enter(_entry(started, now_us))
+        await hub.enter(open_entry(started, now_us))
         events = await transplant(hub, log.run, run, [started, *events[1:]])
         if await _create(hub, events, created_us=now_us):
             return
@@ -210,19 +217,29 @@ async def purge_instance(hub: OpenHub, instance_id: str, *, now_us: int) -> None
     await hub.forget_end(status)
 
 
-async def create_successor(hub: OpenHub, history: Sequence[Event], link: Link) -> int:
-    """Create the execution that `link` names, unless that was done; its number."""
+async def create_successor(hub: OpenHub, history: Sequence[Event], link: Link) -> int | None:
+    """Create the execution that `link` names, unless that was done; its number.
+
+    None: the instance was purged meanwhile, and another has this number.
+    """
     started = _started(history)
     is_rewound = isinstance(link, ExecutionRestarted) and link.kind == "rewind"
     events = successor(history, link, owes=owes(history, is_rewound=is_rewound))
-    await create_linked(hub, started.run, events)
-    return started.execution + 1
+    end = history[-2]
+    if isinstance(end, ExecutionCompleted):
+        # The instance goes on. Before there is a next end, whose summary may have the same name.
+        summary = {"instance": started.instance_id, "created_us": started.time_us, "runtime_status": end.status.value}
+        await hub.forget_end(summary)
+    return started.execution + 1 if await create_linked(hub, started.run, events) else None
 
 
-async def create_linked(hub: OpenHub, old_run: str, events: Sequence[Event]) -> None:
-    """Create an execution from the events of its segment 0, whose blobs still lie with `old_run`; idempotent."""
+async def create_linked(hub: OpenHub, old_run: str, events: Sequence[Event]) -> bool:
+    """Create an execution from the events of its segment 0, whose blobs still lie with `old_run`; idempotent.
+
+    False if there is another one of its number.
+    """
     run = _started(events).run
-    await _create(hub, await transplant(hub, old_run, run, events), created_us=_started(events).time_us)
+    return await _create(hub, await transplant(hub, old_run, run, events), created_us=_started(events).time_us)
 
 
 async def transplant(hub: OpenHub, old_run: str, run: str, events: Sequence[Event]) -> list[Event]:
@@ -249,7 +266,7 @@ async def _create_first(hub: OpenHub, start: Start, execution: int, now_us: int)
         parent=start.parent,
         depth=start.depth,
     )
-    await hub.enter(_entry(started, now_us))
+    await hub.enter(open_entry(started, now_us))
     return await _create(hub, await transplant(hub, start.run, started.run, [started]), created_us=now_us)
 
 
@@ -306,17 +323,16 @@ async def _begin_next(
         link = await _with_input(hub, started.run, make_link(history), start)
         link = link.stamped(history[-1].number + 1, max(link.time_us, history[-1].time_us))
         successor_start = _started(successor([*history, link], link, owes=False))
-        entry = _entry(successor_start, link.time_us)
+        entry = open_entry(successor_start, link.time_us)
         await hub.enter(entry)
         lines, sections = encode_events([link])
-        ended = log.tail.header.status
-        summary = {**ended, "runtime_status": RuntimeStatus.PENDING.value, "updated_us": link.time_us}
+        summary = {**log.tail.header.status, "runtime_status": RuntimeStatus.PENDING.value, "updated_us": link.time_us}
         try:
             await log.claim(lines, sections, first=link.number, status=summary, hub_epoch=hub.epoch)
         except ClaimLostError:
             continue
-        await create_successor(hub, [*history, link], link)
-        await hub.forget_end(ended)
+        if await create_successor(hub, [*history, link], link) is None:
+            continue
         # The owner of what ended may have left the open set meanwhile.
         await hub.enter(entry)
         return
@@ -353,7 +369,8 @@ def _started(history: Sequence[Event]) -> ExecutionStarted:
     return started
 
 
-def _entry(started: ExecutionStarted, now_us: int) -> OpenEntry:
+def open_entry(started: ExecutionStarted, now_us: int) -> OpenEntry:
+    """The entry in the open set of an instance that begins, or goes on, with this start."""
     return OpenEntry(
         instance_id=started.instance_id,
         name=started.name,

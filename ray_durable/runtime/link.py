@@ -58,6 +58,9 @@ class DispatcherLink:
     async def attach(self) -> Attachment:
         """What the dispatcher holds of this run. Raises DispatcherLostError."""
         attachment = await self._port.attach(self._run, self._instance_id)
+        if attachment.incarnation != self._incarnation:
+            # Another dispatcher numbers its outcomes anew.
+            self._settled = []
         self._incarnation = attachment.incarnation
         return attachment
 

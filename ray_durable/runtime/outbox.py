@@ -65,9 +65,15 @@ class Outbox:
         delivered, self._delivered = self._delivered, []
         return delivered
 
-    async def wait_empty(self) -> None:
-        """Wait until everything has arrived."""
-        await self._empty.wait()
+    def has(self, message_id: str) -> bool:
+        """Whether this message was sent and has not arrived."""
+        return message_id in self._ids
+
+    async def wait_empty(self, timeout_s: float) -> bool:
+        """Whether everything has arrived, at the latest after `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        return self.is_empty
 
     def close(self) -> None:
         """Bring nothing more."""

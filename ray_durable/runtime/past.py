@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ray_durable.errors import DurableError, InstanceNotFoundError
@@ -21,23 +22,27 @@ __all__ = ["PastExecutions"]
 
 logger = logging.getLogger(__name__)
 
-_WAIT_S_MAX = 600.0
+_WAIT_S_MIN, _WAIT_S_MAX = 1.0, 600.0
 _AT_ONCE = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Past:
     execution: int
     ended_us: int | None
 
 
 class PastExecutions:
-    """See the module. `look` first, `add` each execution that is continued; `hand_over` at the end."""
+    """See the module. `look` first, `add` each execution that is continued; `hand_over` at the end.
 
-    def __init__(self, hub: OpenHub, instance_id: str, clock: Clock) -> None:
+    Nothing is removed while `is_needed`: a message that has not arrived lies in the log of its sender.
+    """
+
+    def __init__(self, hub: OpenHub, instance_id: str, clock: Clock, is_needed: Callable[[], bool]) -> None:
         self._hub = hub
         self._instance_id = instance_id
         self._clock = clock
+        self._is_needed = is_needed
         self._past: deque[_Past] = deque()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -53,7 +58,7 @@ class PastExecutions:
         grace_us = await self._hub.grace_us()
         for _ in range(_AT_ONCE):
             ended_us = self._past[0].ended_us if self._past else None
-            if ended_us is None or ended_us + grace_us > self._clock.now_us():
+            if ended_us is None or ended_us + grace_us > self._clock.now_us() or self._is_needed():
                 break
             await remove_execution(self._hub.store, self._hub.keys, self._instance_id, self._past.popleft().execution)
         self._sweep_soon()
@@ -82,12 +87,11 @@ class PastExecutions:
         while self._past:
             oldest = self._past[0]
             try:
-                ended_us = oldest.ended_us
-                if ended_us is None:
-                    ended_us = await self._began_us(oldest.execution + 1)
-                wait_us = ended_us + grace_us - self._clock.now_us()
-                if wait_us > 0:
-                    await asyncio.sleep(min(_WAIT_S_MAX, wait_us / 1_000_000))
+                if oldest.ended_us is None:
+                    oldest.ended_us = await self._began_us(oldest.execution + 1)
+                wait_us = oldest.ended_us + grace_us - self._clock.now_us()
+                if wait_us > 0 or self._is_needed():
+                    await asyncio.sleep(min(_WAIT_S_MAX, max(_WAIT_S_MIN, wait_us / 1_000_000)))
                     continue
                 await remove_execution(self._hub.store, self._hub.keys, self._instance_id, oldest.execution)
                 self._forget(oldest)

@@ -20,13 +20,17 @@ from ray_durable.engine import (
     EventRaised,
     ExecutionCompleted,
     ExecutionRestarted,
+    ExecutionResumed,
     ExecutionRewound,
     ExecutionStarted,
+    ExecutionSuspended,
+    ExecutionTerminated,
     Input,
     MapCompleted,
     MapItemsScheduled,
     MapScheduled,
     OwnerClaimed,
+    RuntimeStatus,
     SubOrchestrationInstanceCompleted,
     SubOrchestrationInstanceCreated,
     SubOrchestrationInstanceFailed,
@@ -124,10 +128,12 @@ def plan_rewind(history: Sequence[Event]) -> tuple[int, tuple[int, ...]]:
     """How a failed execution is rewound: the number of the last event to copy, and the outcomes behind it to keep.
 
     A failed activity or instance that the failure names is as if it had not been answered. Where the code itself
-    failed, the step in which it did runs again.
+    failed, the step in which it did runs again. A termination is as if it had not come.
     """
     end = history[-1]
     assert isinstance(end, ExecutionCompleted), "only what has ended is rewound"
+    if end.status is RuntimeStatus.TERMINATED:
+        return next(event.number for event in reversed(history) if isinstance(event, ExecutionTerminated)) - 1, ()
     assert end.failure is not None, "only what has failed is rewound"
     culprit = _culprit(history, end.failure)
     if culprit is None and end.failure.type_name in _NOT_RECORDED_AGAIN and end.failure.kind == "system":
@@ -262,7 +268,8 @@ def _is_kept(event: Event, asked: set[int]) -> bool:
         return event.map in asked and len(event.failures) < event.count
     if isinstance(event, TimerFired):
         return event.timer in asked
-    return isinstance(event, EventRaised)
+    # A suspension that was copied must end as it did.
+    return isinstance(event, EventRaised | ExecutionSuspended | ExecutionResumed)
 
 
 def _successes(event: Event) -> Iterator[Input]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_durable.errors import CorruptLogError, InstanceNotFoundError
+from ray_durable.storage.catalog import forget_ended
 from ray_durable.storage.keys import HubKeys
-from ray_durable.storage.log import read_start
+from ray_durable.storage.log import list_executions, read_start, read_tail
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
@@ -60,12 +61,28 @@ async def list_retired(store: ObjectStore, keys: HubKeys, now_us: int) -> Sequen
 
 
 async def remove_retired(store: ObjectStore, keys: HubKeys, key: str, retired: Retired) -> None:
-    """Remove what an entry of the queue names, and then the entry."""
-    names = await store.list_folder(keys.executions(retired.instance_id))
-    for number in sorted(int(name) for name in names if name.isdigit()):
-        if number <= retired.through:
-            await remove_execution(store, keys, retired.instance_id, number)
+    """Remove what an entry of the queue names, and then the entry.
+
+    Not the newest execution of an instance that is there: its purge was given up before the tombstone.
+    """
+    instance_id, through = retired.instance_id, retired.through
+    executions = await list_executions(store, keys, instance_id)
+    if executions.latest is None or executions.latest > through:
+        await _forget_summary(store, keys, instance_id, through)
+        names = await store.list_folder(keys.executions(instance_id))
+        for number in sorted(int(name) for name in names if name.isdigit()):
+            if number <= through:
+                await remove_execution(store, keys, instance_id, number)
     await store.delete_many([key])
+
+
+async def _forget_summary(store: ObjectStore, keys: HubKeys, instance_id: str, execution: int) -> None:
+    """Whoever purged may have died before that."""
+    try:
+        tail = await read_tail(store, keys, instance_id, execution)
+    except (CorruptLogError, InstanceNotFoundError):
+        return
+    await forget_ended(store, keys, tail.header.status)
 
 
 async def remove_execution(store: ObjectStore, keys: HubKeys, instance_id: str, execution: int) -> None:

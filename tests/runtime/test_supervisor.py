@@ -11,6 +11,7 @@ import pytest
 from ray_durable.errors import FencedError, StoreUnavailableError
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import Lease, LeaseKeeper
+from ray_durable.runtime.lifecycle import open_entry
 from ray_durable.runtime.supervisor import Supervisor
 from ray_durable.storage import (
     OpenEntry,
@@ -109,7 +110,7 @@ async def test_a_cap_leaves_the_youngest_waiting_until_there_is_room() -> None:
     assert office.directory.actors == ["z", "y"]
     office.directory.actors.remove("z")
     log, _ = await office.hub.read_log("z")
-    await office.hub.record_end(log)
+    await office.hub.record_end(log, open_entry(await office.hub.started("z"), 0))
     await office.supervisor.round()
     assert office.directory.actors == ["y", "x"]
 
