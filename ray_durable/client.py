@@ -24,6 +24,7 @@ from ray_durable.errors import (
     ClusterConnectionError,
     ConfigurationError,
     HubHeldError,
+    InstanceActiveError,
     InstanceEndedError,
     InvalidOrchestratorError,
     SerializationError,
@@ -242,7 +243,16 @@ class Hub(HubReader):
 
     async def purge(self, instance_id: str) -> None:
         """See `Handle.purge`."""
-        await purge_instance(await self._hub(), instance_id, now_us=self._now_us())
+        hub, deadline_s = await self._hub(), time.monotonic() + _COMMAND_S_MAX
+        while True:
+            try:
+                await purge_instance(hub, instance_id, now_us=self._now_us())
+                return
+            except InstanceActiveError:
+                # What has ended leaves in a moment, once others have its messages.
+                if not (await hub.status(instance_id)).is_ended or time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(_POLL_S_FIRST)
 
     async def explain(self, instance_id: str) -> Explanation:
         """See `Handle.explain`: the instance's owner knows more than storage does."""

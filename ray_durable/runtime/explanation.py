@@ -83,7 +83,7 @@ class Explanation:
     def __str__(self) -> str:
         status = self.status
         lines = [f"{status.instance_id} ({status.name}) is {status.runtime_status}"]
-        if status.problem:
+        if status.problem and not self.stack:
             lines.append(f"  problem: {status.problem}")
         if self.stack:
             lines += ["  its code keeps the thread, and nothing else can happen meanwhile:", self.stack.rstrip()]

@@ -206,8 +206,12 @@ async def purge_instance(hub: OpenHub, instance_id: str, *, now_us: int) -> None
     status = segment.header.status
     is_ended = isinstance(hub.events_of(segment)[-1], ExecutionCompleted)
     if not is_ended or await persist(lambda: find_open(hub.store, hub.keys, instance_id)) is not None:
-        found = InstanceStatus.from_summary(status)
-        raise _active(found, "it can be purged once it has ended and its messages are delivered: terminate it first")
+        advice = (
+            "it still has messages to bring to other instances, so it can be purged in a moment"
+            if is_ended
+            else "it can be purged once it has ended: terminate it first"
+        )
+        raise _active(InstanceStatus.from_summary(status), advice)
     through = segment.header.execution
     due_us = now_us + await hub.grace_us()
     retired = Retired(instance_id=instance_id, through=through, due_us=due_us)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 import time
@@ -18,6 +19,8 @@ from collections.abc import Awaitable, Callable
 __all__ = ["LoopWatch"]
 
 logger = logging.getLogger(__name__)
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 _PAUSE_S = 1.0
 _BLOCKED_S = 5.0
@@ -48,7 +51,7 @@ class LoopWatch:
     def stack(self) -> str | None:
         """Where the code is that blocks the loop; None if it does not block."""
         frame = sys._current_frames().get(self._thread) if self.is_blocked else None
-        return None if frame is None else "".join(traceback.format_stack(frame))
+        return None if frame is None else "".join(traceback.format_list(_of_the_user(traceback.extract_stack(frame))))
 
     async def run(self) -> None:
         """Watch, for ever."""
@@ -74,3 +77,10 @@ class LoopWatch:
         self._thread = threading.get_ident()
         self._seen_s = time.monotonic()
         asked.set()
+
+
+def _of_the_user(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """The frames of the code that the library called; all of them, if it is the library's own that blocks."""
+    own = [place for place, frame in enumerate(frames) if frame.filename.startswith(_PACKAGE)]
+    called = frames[own[-1] + 1 :] if own else frames
+    return called or frames
