@@ -58,24 +58,20 @@ class RunningCall:
     Times are those of `time.perf_counter`. `on_heartbeat` is called from the activity's thread.
     """
 
-    __slots__ = (
-        "_on_heartbeat",
-        "_workshop",
-        "began_s",
-        "details",
-        "ending",
-        "ending_s",
-        "function",
-        "has_spoken",
-        "heard_s",
-        "index",
-        "is_interrupting",
-        "is_over",
-        "is_struck",
-        "item",
-        "task",
-        "work",
-    )
+    # Most calls say nothing and end by themselves: what they do not need is not set for each of them.
+    details: Payload | None = None
+    has_spoken = False
+    """Has given a heartbeat that nobody has passed on yet."""
+    began_s: float | None = None
+    heard_s = 0.0
+    ending: Failure | None = None
+    ending_s = 0.0
+    is_over = False
+    is_struck = False
+    """Was interrupted, which happens at most once."""
+    is_interrupting = False
+    """Is being interrupted right now by another thread."""
+    task: asyncio.Task[None] | None = None
 
     def __init__(
         self,
@@ -90,17 +86,6 @@ class RunningCall:
         self.work = work
         self.index = index
         self.item = item
-        self.details: Payload | None = None
-        # Has given a heartbeat that nobody has passed on yet.
-        self.has_spoken = False
-        self.began_s: float | None = None
-        self.heard_s = 0.0
-        self.ending: Failure | None = None
-        self.ending_s = 0.0
-        self.is_over = False
-        # Interrupted, which happens at most once; and being interrupted right now by another thread.
-        self.is_struck = self.is_interrupting = False
-        self.task: asyncio.Task[None] | None = None
         self._workshop = workshop
         self._on_heartbeat = on_heartbeat
 

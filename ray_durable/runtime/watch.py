@@ -117,11 +117,11 @@ class Watch:
             self._slice = None
 
     def settle(self, call: RunningCall) -> None:
-        """The call has left the user's code: whatever was meant to interrupt it does so now, or never.
+        """A call that was to end has left the user's code: what was meant to interrupt it does so now, or never.
 
         ActivityCancelled may still be raised here. To be called in the thread of the call.
         """
-        if call.ending is None or self._interrupts_by_signal():
+        if self._interrupts_by_signal():
             return
         while call.is_interrupting:
             time.sleep(0)

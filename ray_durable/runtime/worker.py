@@ -181,7 +181,7 @@ class _RunningSlice:
 
     def _leave(self, call: RunningCall) -> None:
         self.current = None
-        if self._watch is not None:
+        if call.ending is not None and self._watch is not None:
             self._watch.settle(call)
 
     async def _run_beside_each_other(self, deadline_s: float) -> None:
