@@ -14,6 +14,7 @@ FailureKind = Literal["application", "system", "cancelled", "timeout"]
 _TRACEBACK_CHARS_MAX = 16_000
 _MESSAGE_CHARS_MAX = 8_000
 _BASES_MAX = 32
+_DEPTH_MAX = 8
 
 _T = TypeVar("_T")
 
@@ -55,7 +56,7 @@ class Failure:
             message=_message(error)[:_MESSAGE_CHARS_MAX],
             traceback=text,
             non_retryable=non_retryable or _probe(lambda: bool(getattr(error, "non_retryable", False)), False),
-            cause=_failure_in(error) or _failure_in(_probe(lambda: error.__cause__, None)),
+            cause=_failure_behind(error),
             bases=_probe(lambda: _bases_of(type(error)), ()),
         )
 
@@ -82,6 +83,18 @@ def _message(error: BaseException) -> str:
 def _bases_of(error_type: type[BaseException]) -> tuple[str, ...]:
     bases = [base for base in error_type.__mro__[1:] if issubclass(base, BaseException) and base is not BaseException]
     return tuple(_plain_text(str(base.__name__)) for base in bases[:_BASES_MAX])
+
+
+def _failure_behind(error: BaseException, depth: int = 0) -> Failure | None:
+    """The failure that an error of ours carries: this one, the first in a group, or what it was raised from."""
+    found = _failure_in(error)
+    if found is not None or depth == _DEPTH_MAX:
+        return found
+    behind = [*error.exceptions] if isinstance(error, BaseExceptionGroup) else []
+    cause = _probe(lambda: error.__cause__, None)
+    behind += [] if cause is None else [cause]
+    failures = (_failure_behind(one, depth + 1) for one in behind)
+    return next((failure for failure in failures if failure is not None), None)
 
 
 def _failure_in(error: object) -> Failure | None:

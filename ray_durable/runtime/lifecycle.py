@@ -231,9 +231,17 @@ async def create_successor(hub: OpenHub, history: Sequence[Event], link: Link) -
     events = successor(history, link, owes=owes(history, is_rewound=is_rewound))
     end = history[-2]
     if isinstance(end, ExecutionCompleted):
-        # The instance goes on. Before there is a next end, whose summary may have the same name.
-        summary = {"instance": started.instance_id, "created_us": started.time_us, "runtime_status": end.status.value}
-        await hub.forget_end(summary)
+        await hub.forget_end(
+            summarize(
+                instance_id=started.instance_id,
+                name=started.name,
+                execution=started.execution,
+                request_id=started.request_id,
+                created_us=started.time_us,
+                updated_us=end.time_us,
+                runtime_status=end.status,
+            )
+        )
     return started.execution + 1 if await create_linked(hub, started.run, events) else None
 
 

@@ -137,8 +137,13 @@ async def record_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, 
 
 
 async def forget_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, Any]) -> None:
-    """Remove the summary of an instance that is purged, or begins again."""
-    await store.delete_many([keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])])
+    """Remove the summary of an execution that is purged, or that another one follows.
+
+    Not that of a later one, which has the same name if it was rewound and ended in the same way.
+    """
+    key = keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])
+    if _fields(await store.get(key)).get("execution") == summary["execution"]:
+        await store.delete_many([key])
 
 
 async def list_ended(

@@ -176,3 +176,39 @@ async def gates(ctx: durable.OrchestrationContext) -> list[Any]:
         got.append(await ctx.call_activity(work, f"gate{number}"))
     await asyncio.sleep(30)
     return got
+
+
+@durable.orchestrator
+async def calls_and_drops(ctx: durable.OrchestrationContext, child_id: str) -> str:
+    """A call that is taken back in the step that made it."""
+    ctx.call_sub_orchestrator(waits, "Go", instance_id=child_id).cancel()
+    await asyncio.sleep(60)
+    return "dropped"
+
+
+@durable.orchestrator
+async def calls_and_goes_on(ctx: durable.OrchestrationContext, child_id: str, is_last: bool) -> str:
+    """Its first round calls without waiting; the second one's call has the same number."""
+    if is_last:
+        return await ctx.call_sub_orchestrator(child, "x")
+    ctx.call_sub_orchestrator(waits, "Go", instance_id=child_id)
+    ctx.continue_as_new(child_id, True)
+    return ""
+
+
+@durable.orchestrator
+async def group(ctx: durable.OrchestrationContext) -> list[Any]:
+    """Where one fails, the others are cancelled: a call of a caller, and an activity behind a timer."""
+
+    async def fails() -> str:
+        await asyncio.sleep(30)
+        return await ctx.call_activity(work, "a")
+
+    async with asyncio.TaskGroup() as tasks:
+        leaf = tasks.create_task(_leaf(ctx))
+        failing = tasks.create_task(fails())
+    return [leaf.result(), failing.result()]
+
+
+async def _leaf(ctx: durable.OrchestrationContext) -> Any:
+    return await ctx.call_sub_orchestrator(parent_of_waiting, "leaf", instance_id="mid")

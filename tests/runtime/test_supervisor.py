@@ -16,9 +16,9 @@ from ray_durable.runtime.supervisor import Supervisor
 from ray_durable.storage import (
     OpenEntry,
     Retired,
+    bury,
     claim_hub_epoch,
     find_open,
-    list_executions,
     read_lease,
     retire,
 )
@@ -276,9 +276,10 @@ async def test_what_is_retired_is_removed_once_it_is_due() -> None:
     due_us = office.world.clock.now_us() + 60_000_000
     keys, objects = office.hub.keys, office.world.objects
     await retire(objects, keys, Retired(instance_id="one", through=1, due_us=due_us))
+    await bury(objects, keys, "one", 1)
     await office.supervisor.round()
-    assert (await list_executions(objects, keys, "one")).latest == 1
+    assert await objects.list_folder(keys.executions("one")) == ["000001", "purged.000001"]
     await asyncio.sleep(61)
     await office.supervisor.round()
-    assert (await list_executions(objects, keys, "one")).latest is None
+    assert await objects.list_folder(keys.executions("one")) == ["purged.000001"]
     assert await objects.list_folder(keys.retired) == []
