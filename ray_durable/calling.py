@@ -141,7 +141,7 @@ class CallingContext:
         where = f"results of activity {function.name!r}"
         return self._execution.schedule_map(
             name=function.name,
-            items=self._codec.encode_batch(values, annotation, where=f"items of activity {function.name!r}"),
+            items=self._codec.encode_items(values, annotation, where=f"items of activity {function.name!r}"),
             count=len(values),
             decode_results=lambda payload: decode_batch(payload, result_annotation, where=where),
             retry=retry or function.retry,

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pydantic_core
 
 from ray_durable.codec._calls import CallSignature
+from ray_durable.codec._fit import fits
 from ray_durable.codec._parts import Part, pack_parts, unpack_parts
 from ray_durable.codec._plain import JSON_DEPTH_MAX, SCALARS, is_plain, plain_as_is, plain_from_as_is
 from ray_durable.codec._types import TypeCodec, describe_mismatch, join, type_codec
@@ -63,17 +64,19 @@ class Codec:
     def encode_call(
         self, call: CallSignature, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, where: str
     ) -> Payload:
-        """The arguments of a call. TypeError if the function cannot be called with them."""
+        """The arguments of a call. TypeError if the function cannot be called with them, SerializationError also if one
+        is not of its parameter's type."""
         call.check(args, kwargs)
         codecs = call.codecs(len(args))
         parts: list[Part] = []
         for index, (value, codec) in enumerate(zip(args, codecs, strict=True)):
-            part = codec.encode(value)
-            parts.append(part or self._encode(value, codec, f"argument {call.argument_name(index)!r} of {where}"))
-        named = {
-            name: self._encode(value, call.keyword_codec(name), f"argument {name!r} of {where}")
-            for name, value in kwargs.items()
-        }
+            part = None if codec.is_foreign else codec.encode(value)
+            parts.append(part or self._encode_argument(value, codec, call.argument_name(index), where))
+        named: dict[str, Part] = {}
+        for name, value in kwargs.items():
+            codec = call.keyword_codec(name)
+            part = None if codec.is_foreign else codec.encode(value)
+            named[name] = part or self._encode_argument(value, codec, name, where)
         if not all(encoding == "json" for encoding, _ in (*parts, *named.values())):
             return self._payload("multipart", pack_parts(parts, named), where)
         array = join([data for _, data in parts])
@@ -113,6 +116,15 @@ class Codec:
         self._check_size(batch.column_bytes, where)
         return self._payload("batch", batch.to_payload().bytes, where)
 
+    def encode_items(self, values: Sequence[Any], annotation: Any = Any, *, where: str) -> Payload:
+        """The items of a map, each the argument of a call: `encode_batch`, which refuses those of another type."""
+        codec = type_codec(annotation)
+        if codec.scalar is None or not set(map(type, values)) <= {codec.scalar}:
+            for index, value in enumerate(values):
+                if not fits(value, annotation) and (codec.is_foreign or codec.encode(value) is None):
+                    raise _unfit(f"item {index} of {where}", value, annotation)
+        return self.encode_batch(values, annotation, where=where)
+
     def decode_batch(self, payload: Payload, annotation: Any = Any, *, where: str) -> list[Any]:
         """The values of a batch."""
         self._check_size(payload.size, where)
@@ -129,6 +141,13 @@ class Codec:
             return codec.decode_many([pydantic_core.to_json(item, inf_nan_mode="constants") for item in items])
         except ValueError as error:
             raise _mismatch(where, list[codec.annotation], error) from error  # type: ignore[name-defined]
+
+    def _encode_argument(self, value: Any, codec: TypeCodec, name: str, where: str) -> Part:
+        """An argument that is not JSON as it is."""
+        what = f"argument {name!r} of {_owner(where)}"
+        if not fits(value, codec.annotation):
+            raise _unfit(what, value, codec.annotation)
+        return self._encode(value, codec, what)
 
     def _encode(self, value: Any, codec: TypeCodec, where: str) -> Part:
         part = codec.encode(value)
@@ -215,11 +234,11 @@ class Codec:
             raise _mismatch(where, f"{call.name}{call.signature}", error) from error
         args, kwargs = _split(raw, where)
         converted = [
-            _convert(codec, value, f"argument {call.argument_name(index)!r} of {where}")
+            _convert(codec, value, f"argument {call.argument_name(index)!r} of {_owner(where)}")
             for index, (codec, value) in enumerate(zip(call.codecs(len(args)), args, strict=True))
         ]
         return tuple(converted), {
-            name: _convert(call.keyword_codec(name), value, f"argument {name!r} of {where}")
+            name: _convert(call.keyword_codec(name), value, f"argument {name!r} of {_owner(where)}")
             for name, value in kwargs.items()
         }
 
@@ -229,11 +248,11 @@ class Codec:
         except ValueError as error:
             raise _unreadable(where, str(error)) from error
         args = tuple(
-            self._decode(*part, codec, f"argument {call.argument_name(index)!r} of {where}")
+            self._decode(*part, codec, f"argument {call.argument_name(index)!r} of {_owner(where)}")
             for index, (part, codec) in enumerate(zip(parts, call.codecs(len(parts)), strict=True))
         )
         return args, {
-            name: self._decode(*part, call.keyword_codec(name), f"argument {name!r} of {where}")
+            name: self._decode(*part, call.keyword_codec(name), f"argument {name!r} of {_owner(where)}")
             for name, part in named.items()
         }
 
@@ -311,6 +330,29 @@ def _mismatch(where: str, expected: Any, error: ValueError) -> SerializationErro
     return SerializationError(
         f"{where}: expected {name}, but the data is otherwise: {describe_mismatch(error)}", where=where, type_name=name
     )
+
+
+def _owner(where: str) -> str:
+    """Whose arguments they are."""
+    return where.removeprefix("arguments of ")
+
+
+def _unfit(where: str, value: Any, annotation: Any) -> SerializationError:
+    given = _type_name(type(value))
+    return SerializationError(
+        f"{where}: expected {_type_name(annotation)}, not {_described(value, given)}. Pass what the annotation says, "
+        "or change the annotation",
+        where=where,
+        type_name=given,
+    )
+
+
+def _described(value: Any, type_name: str) -> str:
+    """The type of a value that does not fit; of a container, those of its items, which may be what is wrong."""
+    if type(value) not in (list, tuple, set, frozenset) or not value:
+        return type_name
+    kinds = sorted({_type_name(type(item)) for item in value})
+    return f"{type_name} of {', '.join(kinds[:3])}{' ...' if len(kinds) > 3 else ''}"
 
 
 def _unreadable(where: str, reason: str) -> SerializationError:

@@ -32,15 +32,18 @@ _Check = Callable[[Any], bool]
 class TypeCodec:
     """JSON of one annotated type.
 
-    `scalar` is the type itself where JSON needs no help (int, float, str, bool, None). `is_any`: no usable annotation.
+    `scalar` is the type itself where JSON needs no help (int, float, str, bool, None). `is_any`: no usable annotation,
+    or (`is_foreign`) one that JSON knows nothing of.
     """
 
-    __slots__ = ("_check", "_serializer", "_validator", "annotation", "is_any", "scalar")
+    __slots__ = ("_check", "_serializer", "_validator", "annotation", "is_any", "is_foreign", "scalar")
 
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
-        adapter = None if annotation is Any or annotation is object else _adapter(annotation)
+        is_concrete = annotation is not Any and annotation is not object
+        adapter = _adapter(annotation) if is_concrete else None
         self.is_any = adapter is None
+        self.is_foreign = is_concrete and adapter is None
         self.scalar: type | None = annotation if annotation in SCALARS else None
         self._check = is_plain if adapter is None else _exact_check(annotation)
         self._validator = adapter.validator if adapter is not None else None
