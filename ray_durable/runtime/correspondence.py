@@ -238,5 +238,8 @@ def owes(history: Iterable[Event], *, is_rewound: bool) -> bool:
 
 
 def owed(pending: Iterable[Message], *, is_rewound: bool) -> list[Message]:
-    """What an execution still owes to others when the next one begins."""
-    return [message for message in pending if not (is_rewound and isinstance(message, ReportEnd))]
+    """What an execution still owes to others when the next one begins.
+
+    A rewind makes the calls of the copied history itself, and takes back those that it cuts off.
+    """
+    return [message for message in pending if not (is_rewound and isinstance(message, ReportEnd | StartChild))]
