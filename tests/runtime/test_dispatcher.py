@@ -20,6 +20,7 @@ from ray_durable.runtime.messages import (
     ExchangeReply,
     MapOutcomes,
     MapRequest,
+    SliceNews,
     SliceReport,
     SliceWork,
     TaskOutcome,
@@ -52,10 +53,10 @@ def items(number: int, count: int) -> MapRequest:
 class Launched:
     """A slice on a worker that does what the test says."""
 
-    def __init__(self, work: SliceWork, generation: str | None, done: Callable[[SliceReport | Failure], None]) -> None:
+    def __init__(self, work: SliceWork, generation: str | None, tell: Callable[[SliceNews], None]) -> None:
         self.work = work
         self.generation = generation
-        self.end = done
+        self.end = self.tell = tell
         self.is_cancelled = False
         self.withdrawn: list[tuple[int, ...]] = []
         self.listens = False
@@ -86,12 +87,10 @@ class Bench:
         self.dispatcher = Dispatcher(self, hub_epoch=HUB_EPOCH, policy=SlicePolicy(first_count=first_count))
         self.incarnation = ""
 
-    def launch(
-        self, work: SliceWork, generation: str | None, done: Callable[[SliceReport | Failure], None]
-    ) -> Launched:
+    def launch(self, work: SliceWork, generation: str | None, tell: Callable[[SliceNews], None]) -> Launched:
         if self.refusal is not None:
             raise self.refusal
-        self.launched.append(Launched(work, generation, done))
+        self.launched.append(Launched(work, generation, tell))
         return self.launched[-1]
 
     def slots(self, wanted: ActivityTarget) -> int:

@@ -27,6 +27,7 @@ from ray_durable.target import ActivityTarget
 
 CODEC = Codec()
 LOST = Failure(kind="system", type_name="WorkerLostError", message="lost")
+TIMED_OUT = Failure(kind="timeout", type_name="ActivityTimeoutError", message="")
 FINAL = replace(LOST, non_retryable=True)
 """Of a call that had all its tries."""
 
@@ -195,6 +196,59 @@ class TestLosses:
         assert [call.bytes for call in lane.take(2, free_slots=1).calls] == [b"[1]", b"[2]"]
 
 
+class TestForce:
+    """Calls that were ended with their process, by the worker itself or from outside."""
+
+    def test_a_condemned_call_fails_and_the_rest_waits_again_uncharged(self) -> None:
+        """What was done before it counts; the others run elsewhere, and no worker counts as lost."""
+        lane = task_lane(5, SlicePolicy(first_count=5))
+        work = lane.take(1, free_slots=1)
+        report = done(work, 2)
+        report.condemned = ((3, TIMED_OUT),)
+        outcomes = lane.report(1, report)
+        assert [(one.task, one.failure) for one in outcomes if isinstance(one, TaskOutcome)] == [
+            (1, None),
+            (2, None),
+            (4, TIMED_OUT),
+        ]
+        again = lane.take(2, free_slots=1)
+        assert [call.bytes for call in again.calls] == [b"[3]"]
+        final = lane.report(2, done(again)) + lane.report(3, done(lane.take(3, free_slots=1)))
+        assert [one.lost_workers for one in final if isinstance(one, TaskOutcome)] == [0, 0]
+        assert lane.is_idle
+
+    def test_a_condemned_item_of_a_map_fails_alone(self) -> None:
+        """Also as the first of its slice."""
+        lane = map_lane(4, SlicePolicy(first_count=4))
+        report = done(lane.take(1, free_slots=1), 0)
+        report.condemned = ((0, TIMED_OUT),)
+        (outcome,) = lane.report(1, report)
+        assert isinstance(outcome, MapOutcomes)
+        assert (outcome.start, outcome.count, outcome.failures) == (0, 1, ((0, TIMED_OUT),))
+        work = lane.take(2, free_slots=1)
+        assert (work.first, work.count) == (1, 3)
+
+    def test_of_a_slice_that_is_overdue_the_one_call_fails(self) -> None:
+        """Many are halved first."""
+        lane = task_lane(2, SlicePolicy(first_count=2))
+        lane.take(1, free_slots=1)
+        assert lane.expire(1, TIMED_OUT) == []
+        lane.take(2, free_slots=1)
+        (outcome,) = lane.expire(2, TIMED_OUT)
+        assert isinstance(outcome, TaskOutcome)
+        assert (outcome.task, outcome.failure, outcome.lost_workers) == (1, TIMED_OUT, 0)
+        assert lane.take(3, free_slots=1).count == 1
+
+    def test_what_is_not_wanted_of_an_overdue_slice_is_forgotten(self) -> None:
+        """The other call runs again."""
+        lane = task_lane(2, SlicePolicy(first_count=2))
+        lane.take(1, free_slots=1)
+        lane.cancel([1])
+        assert lane.expire(1, TIMED_OUT) == []
+        assert [call.bytes for call in lane.take(2, free_slots=1).calls] == [b"[2]"]
+        assert list(lane.tasks) == [2]
+
+
 class TestWithdrawing:
     """Calls that nobody waits for any more."""
 
@@ -274,7 +328,9 @@ def test_every_call_has_one_outcome_or_was_withdrawn(data: st.DataObject, count:
     slice_id = 0
     while not lane.is_idle:
         choices = (
-            (["report", "lose", "put back"] if flying else []) + (["take"] if lane.is_waiting else []) + ["cancel"]
+            (["report", "condemn", "lose", "expire", "put back"] if flying else [])
+            + (["take"] if lane.is_waiting else [])
+            + ["cancel"]
         )
         step = data.draw(st.sampled_from(choices))
         if step == "take":
@@ -292,8 +348,15 @@ def test_every_call_has_one_outcome_or_was_withdrawn(data: st.DataObject, count:
         work = flying.pop(ended)
         if step == "report":
             outcomes.update(tasks_of(lane.report(ended, done(work, data.draw(st.integers(1, work.count))))))
+        elif step == "condemn":
+            count_done = data.draw(st.integers(0, work.count - 1))
+            report = done(work, count_done)
+            report.condemned = ((data.draw(st.integers(count_done, work.count - 1)), TIMED_OUT),)
+            outcomes.update(tasks_of(lane.report(ended, report)))
         elif step == "lose":
             outcomes.update(tasks_of(lane.lose(ended, LOST)))
+        elif step == "expire":
+            outcomes.update(tasks_of(lane.expire(ended, TIMED_OUT)))
         else:
             lane.put_back(ended)
     assert set(outcomes.values()) <= {1}

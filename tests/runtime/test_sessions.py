@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable, Coroutine
@@ -14,7 +15,7 @@ from ray_durable.failure import Failure
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime import sessions
 from ray_durable.runtime.framing import Endpoint, seal_frame
-from ray_durable.runtime.messages import Heartbeats, SliceNews, SlicePlace, SliceReport, SliceWork
+from ray_durable.runtime.messages import Heartbeats, SliceNews, SlicePlace, SliceReport, SliceWork, Withdrawal
 from ray_durable.runtime.sessions import Session, SessionEnd, SessionServer, serve_session
 from ray_durable.target import ActivityTarget
 
@@ -223,6 +224,69 @@ def test_a_report_that_is_read_after_the_tasks_end_counts() -> None:
         end = serve_session(workers.server.endpoint, session.number, slice_of("a"), workers._run)
         workers.server.ended(session, end)
         assert isinstance(await workers.reports.get(), SliceReport)
+
+    with_workers(test)
+
+
+def test_a_session_says_where_it_is() -> None:
+    """Once it speaks, and at once for each slice that is sent to it; a slice that has to go elsewhere is on its way."""
+
+    async def test(workers: Workers) -> None:
+        here = SlicePlace(host=socket.gethostname(), pid=os.getpid())
+        session = workers.start("a")
+        await workers.reports.get()
+        assert workers.news == [here]
+        while not _has_hung_up(session):
+            pass
+        assert workers.send("b") is session
+        assert workers.news == [here, here]
+        await workers.reports.get()
+        assert workers.news == [here, here, SlicePlace(), here]
+
+    with_workers(test)
+
+
+def test_while_a_slice_runs_its_line_carries_heartbeats_and_withdrawals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Withdrawals name the slice by its number; one that comes too late is passed over."""
+    linger_long(monkeypatch)
+    beat = Heartbeats(details={0: None})
+    heard: list[object] = []
+
+    class Watching:
+        """What a watch does with the line."""
+
+        line: Any = None
+
+        def run(self, work: SliceWork) -> SliceReport:
+            self.line.tell(beat)
+            heard.append((self.line.slice, self.line.hear()))
+            return SliceReport(done=1, elapsed_s=0.0)
+
+    async def test(workers: Workers) -> None:
+        watching: Any = Watching()
+        work = slice_of("a")
+        session = workers.server.begin(KEY, work, workers.hear)
+        assert not workers.server.withdraw(session, work, (0,)), "nobody can be asked yet"
+        serving = asyncio.to_thread(
+            serve_session, workers.server.endpoint, session.number, work, watching.run, watching
+        )
+        served = asyncio.create_task(serving)
+        for number in (1, 2):
+            while workers.news.count(beat) < number:
+                await asyncio.sleep(0.001)
+            assert session.current is not None
+            current, _ = session.current
+            assert not workers.server.withdraw(session, slice_of("other"), (0,))
+            assert workers.server.withdraw(session, current, (0, 2))
+            assert workers.server.withdraw(session, current, (1,)), "more than the watch looks at"
+            await workers.reports.get()
+            if number == 1:
+                assert workers.send("b") is session
+        workers.server.begin(("other", None), slice_of("x"), lambda _: None)
+        assert await served == 2
+        assert heard == [(number, Withdrawal(slice=number, calls=(0, 2))) for number in (1, 2)]
+        assert watching.line is None
+        workers.server.ended(session, 2)
 
     with_workers(test)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -281,6 +282,30 @@ def takes_numbers(value: int) -> int:
     return value
 
 
+@durable.activity
+def speaks(value: int) -> int:
+    durable.current_activity().heartbeat("x" * value)
+    if value == 2:
+        raise ValueError("no")
+    return value
+
+
+@durable.activity
+def listens(value: int) -> list[Any]:
+    info = durable.current_activity()
+    before = info.heartbeat_details
+    info.heartbeat("now")
+    info.heartbeat()
+    return [before, info.heartbeat_details, info.is_cancelled]
+
+
+@durable.activity
+def pickles_its_info(value: int) -> Any:
+    copy: durable.ActivityInfo = pickle.loads(pickle.dumps(durable.current_activity()))
+    copy.heartbeat("unheard")
+    return copy.heartbeat_details
+
+
 class FullStore(Workshop):
     """Its store takes nothing."""
 
@@ -317,6 +342,38 @@ def test_items_that_no_longer_fit_fail_and_are_not_run() -> None:
     assert report.results is not None
     assert CODEC.decode_batch(report.results, int, where="x") == []
     assert flows.runs["takes_numbers"] == 0
+
+
+def test_an_item_that_no_longer_fits_fails_alone() -> None:
+    """Among seven others, which run; the error names its place in the map."""
+    work = batch(takes_numbers, *range(8), first=100)
+    work.batch = CODEC.encode_batch([0, 1, 2, 3, 4, "five", 6, 7], Any, where="x")
+    report = run_slice(work, Workshop())
+    ((offset, failure),) = report.failures
+    assert (offset, failure.type_name) == (5, "SerializationError")
+    assert "item 105 of activity 'takes_numbers'" in failure.message
+    assert report.results is not None
+    assert CODEC.decode_batch(report.results, int, where="x") == [0, 1, 2, 3, 4, 6, 7]
+    assert flows.runs["takes_numbers"] == 7
+
+
+def test_what_failed_calls_said_last_is_reported() -> None:
+    """Of those that returned it is of no more use. Details that are too large are refused."""
+    report = run_slice(calls(speaks, 1, 2, 20_000), Workshop())
+    assert values_of(report) == [1, "ValueError", "PayloadTooLargeError"]
+    assert {offset: said.bytes for offset, said in report.heartbeats.items()} == {1: b'"xx"'}
+
+
+def test_a_call_reads_what_the_attempt_before_said() -> None:
+    """Until it says something itself."""
+    work = calls(listens, 1)
+    work.heartbeats = {0: CODEC.encode({"at": 7}, where="x")}
+    assert values_of(run_slice(work, Workshop())) == [[{"at": 7}, "now", False]]
+
+
+def test_an_info_that_is_pickled_leaves_the_worker_behind() -> None:
+    """For the processes that an activity starts: there, heartbeats do nothing."""
+    assert values_of(run_slice(calls(pickles_its_info, 1), Workshop())) == [None]
 
 
 def test_a_result_that_the_store_does_not_take_fails_its_call() -> None:
