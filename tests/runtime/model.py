@@ -68,13 +68,13 @@ async def patient_parent(ctx: durable.OrchestrationContext, name: str) -> str:
 
 
 @durable.orchestrator
-async def waits(ctx: durable.OrchestrationContext, name: str) -> Any:
+async def awaits_event(ctx: durable.OrchestrationContext, name: str) -> Any:
     return await ctx.wait_for_external_event(name)
 
 
 @durable.orchestrator
 async def parent_of_waiting(ctx: durable.OrchestrationContext, child_id: str) -> Any:
-    return await ctx.call_sub_orchestrator(waits, "Go", instance_id=child_id)
+    return await ctx.call_sub_orchestrator(awaits_event, "Go", instance_id=child_id)
 
 
 @durable.orchestrator
@@ -84,7 +84,7 @@ async def grandparent_of_waiting(ctx: durable.OrchestrationContext, child_id: st
 
 @durable.orchestrator
 async def impatient_parent(ctx: durable.OrchestrationContext, child_id: str) -> str:
-    waiting = ctx.call_sub_orchestrator(waits, "Go", instance_id=child_id)
+    waiting = ctx.call_sub_orchestrator(awaits_event, "Go", instance_id=child_id)
     try:
         await asyncio.wait_for(waiting, 60)
     except TimeoutError:
@@ -94,7 +94,7 @@ async def impatient_parent(ctx: durable.OrchestrationContext, child_id: str) -> 
 
 @durable.orchestrator
 async def leaves_children(ctx: durable.OrchestrationContext, child_id: str) -> str:
-    ctx.call_sub_orchestrator(waits, "Go", instance_id=child_id)
+    ctx.call_sub_orchestrator(awaits_event, "Go", instance_id=child_id)
     return "left"
 
 
@@ -181,7 +181,7 @@ async def gates(ctx: durable.OrchestrationContext) -> list[Any]:
 @durable.orchestrator
 async def calls_and_drops(ctx: durable.OrchestrationContext, child_id: str) -> str:
     """A call that is taken back in the step that made it."""
-    ctx.call_sub_orchestrator(waits, "Go", instance_id=child_id).cancel()
+    ctx.call_sub_orchestrator(awaits_event, "Go", instance_id=child_id).cancel()
     await asyncio.sleep(60)
     return "dropped"
 
@@ -191,7 +191,7 @@ async def calls_and_goes_on(ctx: durable.OrchestrationContext, child_id: str, is
     """Its first round calls without waiting; the second one's call has the same number."""
     if is_last:
         return await ctx.call_sub_orchestrator(child, "x")
-    ctx.call_sub_orchestrator(waits, "Go", instance_id=child_id)
+    ctx.call_sub_orchestrator(awaits_event, "Go", instance_id=child_id)
     ctx.continue_as_new(child_id, True)
     return ""
 

@@ -103,7 +103,7 @@ async def test_a_call_is_retried_as_another_instance() -> None:
 async def test_an_id_may_be_given_and_one_that_runs_is_refused() -> None:
     """The instance that has it goes on undisturbed."""
     town = Town()
-    await town.start(model.waits, "Go", instance_id="taken")
+    await town.start(model.awaits_event, "Go", instance_id="taken")
     await town.start(model.named_parent, "mine", instance_id="p1")
     await town.start(model.named_parent, "taken", instance_id="p2")
     assert await town.result_of("p1") == "XX2"

@@ -206,7 +206,7 @@ class TestRestart:
     async def test_of_racing_restarts_one_begins(self) -> None:
         """The others are told that it runs."""
         town = Town()
-        await town.start(model.waits, "Go")
+        await town.start(model.awaits_event, "Go")
         await town.raise_event("Go", 1, "e")
         await town.result_of()
         await town.settled()
@@ -217,7 +217,7 @@ class TestRestart:
     @simulated
     async def test_what_runs_is_not_restarted(self) -> None:
         town = Town()
-        await town.start(model.waits, "Go")
+        await town.start(model.awaits_event, "Go")
         with pytest.raises(InstanceActiveError, match=r"'one' is (Pending|Running)"):
             await town.restart()
 
@@ -257,7 +257,7 @@ class TestReuse:
     @simulated
     async def test_what_runs_keeps_its_id(self) -> None:
         town = Town()
-        await town.start(model.waits, "Go")
+        await town.start(model.awaits_event, "Go")
         with pytest.raises(InstanceExistsError, match="already exists"):
             await self.start(town, "b")
 
@@ -476,7 +476,7 @@ class TestPurge:
     @simulated
     async def test_what_has_not_ended_is_not_purged(self) -> None:
         town = Town()
-        await town.start(model.waits, "Go")
+        await town.start(model.awaits_event, "Go")
         with pytest.raises(InstanceActiveError, match="terminate it first"):
             await self.purge(town)
         with pytest.raises(InstanceNotFoundError):

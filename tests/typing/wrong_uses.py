@@ -70,7 +70,7 @@ async def uses(ctx: durable.OrchestrationContext) -> None:
     ctx.wait_for_external_event(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     ctx.wait_for_external_event("a", bool, timeout=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     ctx.current_utc_datetime = 3  # type: ignore[assignment, misc]  # pyright: ignore[reportAttributeAccessIssue]
-    ctx.task_all(["a", "b"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ctx.task_all(["a", "b"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     (await ctx.call_activity(score, "a")).encode()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     (await ctx.wait_for_external_event("a", bool)).encode()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     (await ctx.map(fetch, ["a"]))[0].encode()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
