@@ -246,7 +246,8 @@ def payloads_in(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if isinstance(payload, dict) and "encoding" in payload:
             yield payload
     for handed_on in event.get("carried", ()):
-        yield from payloads_in(handed_on)
+        if isinstance(handed_on, dict):  # a link names events by their numbers
+            yield from payloads_in(handed_on)
 
 
 def check_payload(log: Log, segment: Segment, payload: dict[str, Any]) -> None:

@@ -110,6 +110,8 @@ class Instance:
         # Those of the execution before, when this owner made the present one.
         self._before: Activities | None = None
         self._is_over = False
+        # Run and epoch of the last claim.
+        self._claimed: tuple[str, int] | None = None
         # Made by `_load`; but for the mail, of the present execution.
         self._mail: Mail
         self._log: RunLog
@@ -226,6 +228,7 @@ class Instance:
         except Exception as error:
             logger.warning("%s cannot be terminated: %s", self.instance_id, Failure.from_exception(error).describe())
             return False
+        self._claimed = None
         for event, arrival in self._terminations:
             if event == asked:
                 arrival.accept()
@@ -292,11 +295,20 @@ class Instance:
             # None: the newest, since somebody else has made another.
             number = await create_successor(self._hub, history, link)
             self._log, history = await self._hub.read_log(self.instance_id, number, on_trouble=trouble)
+        self._require_unclaimed()
         self._started = self._start_of(history)
         if not hasattr(self, "_mail"):
             self._mail = Mail(self._hub, self._instances, self._clock, self._answer)
             await self._past.look(self._started.execution)
         return history
+
+    def _require_unclaimed(self) -> None:
+        """FencedError if somebody claimed the log after this owner did: two that claim in turn would never rest."""
+        if self._claimed is None:
+            return
+        run, epoch = self._claimed
+        if self._log.epoch > (epoch if self._log.run == run else 0):
+            raise FencedError(f"A newer owner has the log of instance {self.instance_id!r}", key=self._log.tail.key)
 
     def _start_of(self, history: Sequence[Event]) -> ExecutionStarted:
         started = history[0]
@@ -396,6 +408,7 @@ class Instance:
         status = self._summary(epoch or self._log.epoch)
         write = self._log.claim if is_claim else self._log.append
         await write(lines, sections, first=records[0].number, status=status, hub_epoch=hub.epoch)
+        self._claimed = run, self._log.epoch
         if self._clock.monotonic_s() - began_s > _PAUSE_S_MAX:
             await self._log.verify_ownership()
         return stored
