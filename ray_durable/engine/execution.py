@@ -213,6 +213,10 @@ class Execution(ExecutionCommands):
         if self.status is RuntimeStatus.SUSPENDED and type(event) not in _NEVER_HELD:
             self._hold(event)
         elif type(following) is ExecutionRewound:
+            if isinstance(event, ExecutionRewound):
+                # Rewound once more before anything happened: what is postponed still is.
+                self._prepare_rewound(event)
+                return
             self._postponed = event
             if isinstance(event, ExecutionStarted):
                 self._prepare(event)
@@ -284,6 +288,13 @@ class Execution(ExecutionCommands):
         self._suspension.end()
 
     def _rewind(self, event: ExecutionRewound) -> None:
+        self._prepare_rewound(event)
+        postponed, self._postponed = self._postponed, None
+        if postponed is not None:
+            self._deliver(postponed)
+
+    def _prepare_rewound(self, event: ExecutionRewound) -> None:
+        """Everything about a rewind but running the code."""
         assert self.started is not None
         # Copied rewinds give the same numbers again: nothing of it depends on who copied them.
         origin = self.started.origin or self.started.run
@@ -292,9 +303,6 @@ class Execution(ExecutionCommands):
         self._tasks.rewound()
         self._maps.rewound()
         self._children.rewound()
-        postponed, self._postponed = self._postponed, None
-        if postponed is not None:
-            self._deliver(postponed)
 
     async def _run_main(self, started: ExecutionStarted) -> Payload:
         try:

@@ -15,11 +15,15 @@ runs: Counter[str] = Counter()
 broken: set[str] = set()
 """Calls, by "name argument", that fail while they are in here."""
 
+mended: set[str] = set()
+"""Orchestrators whose code fails until they are in here."""
+
 
 def reset() -> None:
     """Forget everything."""
     runs.clear()
     broken.clear()
+    mended.clear()
 
 
 @durable.activity
@@ -212,3 +216,11 @@ async def group(ctx: durable.OrchestrationContext) -> list[Any]:
 
 async def _leaf(ctx: durable.OrchestrationContext) -> Any:
     return await ctx.call_sub_orchestrator(parent_of_waiting, "leaf", instance_id="mid")
+
+
+@durable.orchestrator(check=False)
+async def checks(ctx: durable.OrchestrationContext) -> str:
+    """Fails before it asks for anything."""
+    if "checks" not in mended:
+        raise ValueError("not mended yet")
+    return await ctx.call_activity(work, "a")

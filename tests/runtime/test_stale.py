@@ -42,7 +42,7 @@ class TestMessages:
     async def test_the_end_of_a_call_does_not_reach_another_instance_of_its_id(self) -> None:
         """Neither one that was there before, nor one that came after."""
         town = Town()
-        await town.start(model.waits, "Go", instance_id="leaf")
+        await town.start(model.awaits_event, "Go", instance_id="leaf")
         await town.start(model.calls_and_drops, "leaf")
         assert await town.result_of() == "dropped"
         assert (await town.status("leaf")).runtime_status == RuntimeStatus.RUNNING
@@ -53,7 +53,7 @@ class TestMessages:
     async def test_an_answer_to_a_call_of_the_last_execution_is_not_taken_for_one_of_this(self) -> None:
         """Both calls have the same number, and the first one came to nothing."""
         town = Town()
-        await town.start(model.waits, "Go", instance_id="taken")
+        await town.start(model.awaits_event, "Go", instance_id="taken")
         await asyncio.sleep(5)
         await town.start(model.calls_and_goes_on, "taken", False)
         assert await town.result_of() == "XX2"
@@ -176,6 +176,22 @@ class TestRewinds:
         await town.raise_event("Go", "gone", "e", "leaf")
         assert await town.result_of() == ["gone", "A"]
         await town.settled()
+
+    @simulated
+    async def test_one_that_failed_at_once_may_be_rewound_again_and_again(self) -> None:
+        """Nothing happens in between; its code runs every time."""
+        town = Town()
+        model.reset()
+        await town.start(model.checks)
+        for _ in range(3):
+            await town.ended()
+            await town.settled()
+            await town.rewind()
+        await town.ended()
+        await town.settled()
+        model.mended.add("checks")
+        await town.rewind()
+        assert await town.result_of() == "A"
 
     @simulated
     async def test_a_suspension_in_which_the_failure_came_is_over(self) -> None:
