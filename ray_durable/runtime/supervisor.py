@@ -29,7 +29,7 @@ ORPHAN_AGE_US = 3_600 * 1_000_000
 """An entry of the open set without an instance this old belongs to a start that never happened."""
 
 
-_RETIRED_PAUSE_S = 30.0
+_RETIRED_PAUSE_S = 10.0
 
 
 class HubIndex(Protocol):

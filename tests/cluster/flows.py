@@ -7,11 +7,13 @@ appended to: what really ran can so be held against what the log says.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,11 @@ def ledger_path(instance_id: str) -> Path:
 def go_path(instance_id: str) -> Path:
     """The file for which `waits_for_go` of an instance waits."""
     return Path(os.environ[LEDGERS_VARIABLE]) / f"{instance_id}.go"
+
+
+def left_path(instance_id: str) -> Path:
+    """The file that `waits_for_go` of an instance leaves when it is over, unless its process is killed."""
+    return Path(os.environ[LEDGERS_VARIABLE]) / f"{instance_id}.left"
 
 
 def note() -> None:
@@ -67,14 +74,18 @@ def twice_slowly(value: int) -> int:
 
 @durable.activity(num_cpus=0.1)
 def waits_for_go(value: int) -> int:
-    """Runs until the test says so; gives its process id."""
+    """Runs until the test says so, and leaves a file when it is over; gives its process id."""
     note()
     deadline_s = time.monotonic() + _GO_S_MAX
-    while not go_path(durable.current_activity().instance_id).exists():
-        if time.monotonic() > deadline_s:
-            raise TimeoutError("the test did not say go")
-        time.sleep(0.02)
-    return os.getpid()
+    instance_id = durable.current_activity().instance_id
+    try:
+        while not go_path(instance_id).exists():
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("the test did not say go")
+            time.sleep(0.02)
+        return os.getpid()
+    finally:
+        left_path(instance_id).touch()
 
 
 @durable.activity
@@ -258,3 +269,152 @@ async def speaks(ctx: durable.OrchestrationContext, word: str, count: int) -> No
         await ctx.wait_for_external_event("Next")
     print(f"{word} printed {count}.", flush=True)  # durable: ok
     ctx.logger.warning("%s logged %s.", word, count)
+
+
+# Orchestrators that call orchestrators
+
+
+@durable.orchestrator
+async def marches_on_request(ctx: durable.OrchestrationContext, count: int) -> int:
+    """A step, then the wait for an event `Next`, so many times."""
+    value = 0
+    for _ in range(count):
+        value = await ctx.call_activity(step_on, value)
+        await ctx.wait_for_external_event("Next")
+    return value
+
+
+@durable.orchestrator
+async def family(ctx: durable.OrchestrationContext, children: int, steps: int) -> list[int]:
+    """So many children that march on request, called `<id>-0`, `<id>-1` ..."""
+    calls = [
+        ctx.call_sub_orchestrator(marches_on_request, steps, instance_id=f"{ctx.instance_id}-{number}")
+        for number in range(children)
+    ]
+    return list(await asyncio.gather(*calls))
+
+
+@durable.orchestrator
+async def three_levels(ctx: durable.OrchestrationContext, levels: int) -> list[int]:
+    """A chain of instances, `<id>+`, `<id>++`; the last one waits in an activity."""
+    if levels == 1:
+        return [await ctx.call_activity(waits_for_go, 0)]
+    return await ctx.call_sub_orchestrator(three_levels, levels - 1, instance_id=f"{ctx.instance_id}+")
+
+
+# Rounds
+
+
+@durable.activity(local=True)
+def step_on_here(value: int) -> int:
+    note()
+    return value + 1
+
+
+@durable.orchestrator
+async def rounds(ctx: durable.OrchestrationContext, value: int, count: int) -> int:
+    """A step a round."""
+    value = await ctx.call_activity(step_on_here, value)
+    if value < count:
+        ctx.continue_as_new(value, count)
+    return value
+
+
+@durable.orchestrator
+async def collects_in_rounds(ctx: durable.OrchestrationContext, seen: list[int], count: int) -> list[int]:
+    """A number a round, in the order of their events."""
+    seen = [*seen, await ctx.wait_for_external_event("Number", int)]
+    if len(seen) < count:
+        ctx.continue_as_new(seen, count)
+    return seen
+
+
+# Orchestrators that are mended, looked into or ended
+
+
+@durable.activity
+def works_once_mended(value: int) -> int:
+    """Fails until the test says go."""
+    note()
+    if not go_path(durable.current_activity().instance_id).exists():
+        raise ValueError(f"{value} is broken")
+    return value
+
+
+@durable.orchestrator
+async def marches_over_a_gap(ctx: durable.OrchestrationContext, count: int) -> int:
+    """Steps, then one that fails until it is mended, then another step."""
+    value = 0
+    for _ in range(count):
+        value = await ctx.call_activity(step_on, value)
+    value = await ctx.call_activity(works_once_mended, value)
+    return await ctx.call_activity(step_on, value)
+
+
+@durable.orchestrator
+async def family_with_a_gap(ctx: durable.OrchestrationContext) -> list[int]:
+    """Two children that march well, and then one with a gap."""
+    parts = [ctx.call_sub_orchestrator(march, 2, instance_id=f"{ctx.instance_id}-{number}") for number in range(2)]
+    values = list(await asyncio.gather(*parts))
+    last = ctx.call_sub_orchestrator(marches_over_a_gap, 1, instance_id=f"{ctx.instance_id}-gap")
+    return [*values, await last]
+
+
+@durable.orchestrator
+async def waits_for_everything(ctx: durable.OrchestrationContext) -> None:
+    """For an activity, a timer, an event and another instance."""
+    await asyncio.gather(
+        ctx.call_activity(waits_for_go, 1),
+        ctx.create_timer(timedelta(days=2)),
+        ctx.wait_for_external_event("Approval"),
+        ctx.call_sub_orchestrator(asks_approval, instance_id=f"{ctx.instance_id}-child"),
+    )
+
+
+@durable.orchestrator
+async def blocks(ctx: durable.OrchestrationContext) -> None:
+    """Keeps its thread."""
+    await ctx.call_activity(step_on, 1)
+    time.sleep(1_000)  # durable: ok
+
+
+@durable.orchestrator
+async def swallows_cancellation(ctx: durable.OrchestrationContext) -> None:
+    """Will not be cancelled."""
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await ctx.call_activity(waits_for_go, 1)
+
+
+@durable.orchestrator
+async def takes_what_comes(ctx: durable.OrchestrationContext) -> list[str]:
+    """Waits for a number; if something else comes, takes that. What was wrong, and what it got."""
+    try:
+        await ctx.wait_for_external_event("Number", int)
+    except durable.SerializationError as error:
+        return [str(error), await ctx.wait_for_external_event("Number", str)]
+    return []
+
+
+@durable.orchestrator
+async def asks_for_the_impossible(ctx: durable.OrchestrationContext) -> list[str]:
+    """What the context says to things that cannot work."""
+    attempts: list[Callable[[], object]] = [
+        lambda: ctx.set_custom_status(threading.Lock()),  # durable: ok
+        lambda: ctx.set_custom_status("x" * 20_000),
+        lambda: ctx.create_timer(timedelta(seconds=-1)),
+        lambda: ctx.create_timer(timedelta(days=400 * 365)),
+        lambda: ctx.create_timer(5),  # type: ignore[arg-type]
+        lambda: ctx.wait_for_external_event(""),
+        lambda: ctx.call_sub_orchestrator(march, 1, instance_id=ctx.instance_id),
+        lambda: ctx.call_sub_orchestrator("marsh", 1),
+        lambda: ctx.continue_as_new(1, 2, 3),
+        lambda: ctx.task_any([]),
+    ]
+    told: list[str] = []
+    for attempt in attempts:
+        try:
+            attempt()
+        except Exception as error:
+            told.append(f"{type(error).__name__}: {error}")
+    return told

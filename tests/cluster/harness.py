@@ -19,7 +19,7 @@ import ray_durable as durable
 from ray_durable.engine import ExecutionStarted, MapCompleted, TaskCompleted
 from ray_durable.reader import HubReader
 from samples.journal import noted
-from tests.cluster.flows import ledger_path
+from tests.cluster.flows import ledger_path, left_path
 
 __all__ = ["Execution", "Terminal", "executions", "is_alive", "kill", "kill_owner", "recorded_keys", "wait_until"]
 
@@ -104,6 +104,11 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def is_over(execution: Execution, instance_id: str) -> bool:
+    """Whether an activity `waits_for_go` has ended, by itself or with its process."""
+    return left_path(instance_id).exists() or not is_alive(execution.pid)
 
 
 def processes_below(pid: int) -> set[int]:

@@ -12,7 +12,7 @@ import pytest
 
 import ray_durable as durable
 from tests.cluster import flows
-from tests.cluster.harness import executions, is_alive, repeated, wait_until
+from tests.cluster.harness import executions, is_over, repeated, wait_until
 
 _BROWSE = """
 import json, sys
@@ -101,7 +101,7 @@ def test_custom_status(hub: durable.Hub, instance_id: str) -> None:
 
 
 def test_terminate(hub: durable.Hub, instance_id: str) -> None:
-    """A terminated instance ends with the reason; its running activity's process is ended."""
+    """A terminated instance ends with the reason; its running activity is ended."""
     handle = hub.start(flows.spread_waiting, 1, instance_id=instance_id)
     (execution,) = wait_until(lambda: executions(instance_id), "the activity runs")
     handle.terminate("enough")
@@ -111,7 +111,7 @@ def test_terminate(hub: durable.Hub, instance_id: str) -> None:
         handle.terminate("again")
     with pytest.raises(durable.InstanceEndedError):
         handle.raise_event("Go")
-    wait_until(lambda: not is_alive(execution.pid), "the activity's process is gone")
+    wait_until(lambda: is_over(execution, instance_id), "the activity is over")
 
 
 def test_await_handle(hub: durable.Hub, instance_id: str) -> None:

@@ -270,7 +270,7 @@ async def test_callers_do_not_keep_those_they_call_from_their_turn() -> None:
 
 @simulated
 async def test_what_is_retired_is_removed_once_it_is_due() -> None:
-    """Looked for every half minute, not in every round."""
+    """Looked for every ten seconds, not in every round."""
     office = Office()
     await office.world.run(flows.chain, 1)
     due_us = office.world.clock.now_us() + 60_000_000
