@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from ray_durable import registry
 from ray_durable.authoring import Orchestrator
 from ray_durable.engine import ExecutionCompleted, OwnerClaimed, RuntimeStatus, TaskScheduled
 from ray_durable.errors import InstanceNotFoundError, StoreError, StoreUnavailableError
+from ray_durable.runtime.lifecycle import Start, start_instance
 from ray_durable.storage import decode_segment, find_open
 from tests.runtime import flows
 from tests.support.skipping_loop import simulate, simulated
@@ -479,3 +481,22 @@ async def test_headers_tell_the_status_after_every_turn() -> None:
     assert status_now.owner is not None
     assert (status_now.owner.host, status_now.owner.epoch) == ("here", 1)
     assert sum(isinstance(event, TaskScheduled) for event in await world.history()) == 3
+
+
+@simulated
+async def test_a_source_that_changed_is_a_warning_in_the_status() -> None:
+    """The instance goes on with the code of now; its status names the module and both digests."""
+    world = World()
+    reference = {**registry.reference_of(flows.chain).to_json(), "source": "0" * 64}
+    start = Start(
+        instance_id="one",
+        name=flows.chain.name,
+        input=world.hub.codec.encode_call(flows.chain.calls, (2,), {}, where="test"),
+        request_id="r",
+        reference=reference,
+    )
+    await start_instance(world.hub, start, now_us=world.clock.now_us())
+    await world.own().ended()
+    (warning,) = (await world.status()).warnings
+    assert "tests.runtime.flows" in warning
+    assert "0" * 12 in warning
