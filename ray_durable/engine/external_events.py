@@ -129,9 +129,7 @@ class ExternalEvents:
     def waits(self) -> list[tuple[str, int, Source | None]]:
         """Who waits: the name, since when (microseconds) and the line of code, in the order in which it began."""
         waiters = [waiter for waiting in self._waiters.values() for waiter in waiting]
-        return [
-            (one.name, one.since_us, one.source) for one in sorted(waiters, key=lambda waiter: hash(waiter.future))
-        ]
+        return [(one.name, one.since_us, one.source) for one in sorted(waiters, key=lambda waiter: hash(waiter.future))]
 
     def unread(self) -> list[EventRaised]:
         """The events that nobody has taken, in the order of their arrival."""
