@@ -40,6 +40,26 @@ async def local_chain(ctx: durable.OrchestrationContext, count: int) -> float:
 
 
 @durable.orchestrator
+async def goes_on(ctx: durable.OrchestrationContext, left: int, done: int) -> int:
+    """Begin anew so many times, with nothing in between."""
+    if left:
+        ctx.continue_as_new(left - 1, done + 1)
+    return done
+
+
+@durable.orchestrator
+async def echoes(ctx: durable.OrchestrationContext, number: int) -> int:
+    """Give the number back."""
+    return number
+
+
+@durable.orchestrator
+async def calls_many(ctx: durable.OrchestrationContext, count: int) -> int:
+    """Call so many instances at once; the sum."""
+    return sum(await asyncio.gather(*(ctx.call_sub_orchestrator(echoes, number) for number in range(count))))
+
+
+@durable.orchestrator
 async def gathered(ctx: durable.OrchestrationContext, count: int) -> tuple[int, float]:
     """Call so many activities at once, one by one; the sum, and the seconds from the first call to the last result."""
     await ctx.call_activity(nothing, 0)
