@@ -283,7 +283,7 @@ def takes_numbers(value: int) -> int:
 
 
 @durable.activity
-def speaks(value: int) -> int:
+def utters(value: int) -> int:
     durable.current_activity().heartbeat("x" * value)
     if value == 2:
         raise ValueError("no")
@@ -359,7 +359,7 @@ def test_an_item_that_no_longer_fits_fails_alone() -> None:
 
 def test_what_failed_calls_said_last_is_reported() -> None:
     """Of those that returned it is of no more use. Details that are too large are refused."""
-    report = run_slice(calls(speaks, 1, 2, 20_000), Workshop())
+    report = run_slice(calls(utters, 1, 2, 20_000), Workshop())
     assert values_of(report) == [1, "ValueError", "PayloadTooLargeError"]
     assert {offset: said.bytes for offset, said in report.heartbeats.items()} == {1: b'"xx"'}
 
