@@ -58,7 +58,11 @@ class Courier:
             except InstanceExistsError as error:
                 self._answer(_answer(message, None, Failure.from_exception(error, non_retryable=True)))
                 return
-        elif message.rewinds and not await self._go_on(message, called):
+        elif message.rewinds:
+            if not await self._go_on(message):
+                return
+        elif await self._hub.end(message.receiver) is not None:
+            # Called before, and over: an owner would say again what it said, and to whom it calls the same.
             return
         await self._instances.admit(message.receiver)
 
@@ -71,7 +75,7 @@ class Courier:
         is_same = started.parent == message.parent or started.request_id == message.id
         return started if is_same else None
 
-    async def _go_on(self, message: StartChild, called: ExecutionStarted) -> bool:
+    async def _go_on(self, message: StartChild) -> bool:
         """After a rewind of the caller: tell it what was completed meanwhile, let go on what failed. Whether that
         needs an owner."""
         end = await self._hub.end(message.receiver)
