@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
@@ -26,6 +26,7 @@ from ray_durable.errors import (
     HubHeldError,
     InstanceActiveError,
     InstanceEndedError,
+    InstanceNotFoundError,
     InvalidOrchestratorError,
     SerializationError,
     UnsupportedStoreError,
@@ -368,11 +369,15 @@ class Hub(HubReader):
         """
         assert self._connection is not None
         deadline_s, is_unclear = time.monotonic() + _COMMAND_S_MAX, False
+        first: int | None = None
         while True:
             status = await self.status(instance_id)
+            first = first or status.execution
+            # It may have been done to an execution that another one follows by now, and must not be done to that.
+            is_past = is_unclear and (status.is_ended or status.execution > first)
+            if is_past and await self._is_recorded(instance_id, request_id, range(first, status.execution + 1)):
+                return
             if status.is_ended:
-                if is_unclear and await self._is_recorded(instance_id, request_id):
-                    return
                 raise InstanceEndedError(
                     f"Instance {instance_id!r} has ended ({status.runtime_status}): it takes no more events or "
                     "commands",
@@ -399,13 +404,15 @@ class Hub(HubReader):
                 await self._connection.repair()
                 await asyncio.sleep(_POLL_S_FIRST)
 
-    async def _is_recorded(self, instance_id: str, request_id: str) -> bool:
-        """Whether the history holds the request, or the external event of this id."""
-        ids = (
-            getattr(event, "event_id", getattr(event, "request_id", ""))
-            for event in await self.history(instance_id, None)
-        )
-        return request_id in ids
+    async def _is_recorded(self, instance_id: str, request_id: str, executions: Iterable[int]) -> bool:
+        """Whether one of these histories holds the request, or the external event of this id."""
+        for execution in executions:
+            # One that is gone by now cannot tell.
+            with contextlib.suppress(InstanceNotFoundError):
+                for event in await self.history(instance_id, execution):
+                    if request_id in (getattr(event, "event_id", None), getattr(event, "request_id", None)):
+                        return True
+        return False
 
     async def _wait_for_end(self, instance_id: str, poll_s: float, left_s: float | None) -> bool:
         assert self._connection is not None

@@ -268,8 +268,12 @@ class HubReader:
                 created_to_us=to_us,
                 token=token,
             )
-            # The open set knows better: a summary is left behind for a moment when an instance begins anew.
-            found = {s["instance"]: InstanceStatus.from_summary(s) for s in page.summaries} | found
+            # The open set knows better, and the later execution: a summary is left behind for a moment when an instance
+            # begins anew.
+            for ended in map(InstanceStatus.from_summary, page.summaries):
+                known = found.get(ended.instance_id)
+                if known is None or known.execution < ended.execution:
+                    found[ended.instance_id] = ended
             token = page.next_token
             if token is None:
                 break

@@ -32,6 +32,7 @@ from ray_durable.engine import (
     MapCompleted,
     MapScheduled,
     MarkerRecorded,
+    RuntimeStatus,
     SubOrchestrationInstanceCompleted,
     SubOrchestrationInstanceCreated,
     TaskCompleted,
@@ -240,15 +241,19 @@ class OpenHub:
         """Enter an instance into the open set."""
         await persist(lambda: add_open(self.store, self.keys, entry))
 
-    async def record_end(self, log: RunLog, own: OpenEntry) -> bool:
+    async def record_end(self, log: RunLog, own: OpenEntry, previous: int | None) -> bool:
         """Leave the summary of an ended instance and take it out of the open set, in this order.
 
         False if another execution follows by now: then it stays in the open set, with the entry `own` if it has none.
+        `previous` is the execution before, if any: whoever left or purged it may have died before its summary was
+        removed.
         """
         instance_id, summary = log.instance_id, log.tail.header.status
         if not await log.is_at_end():
             return False
         entry = await persist(lambda: find_open(self.store, self.keys, instance_id))
+        if previous is not None:
+            await self._forget_any_end(instance_id, previous)
         await persist(lambda: record_ended(self.store, self.keys, summary))
         await persist(lambda: remove_open(self.store, self.keys, instance_id))
         if await log.is_at_end():
@@ -262,6 +267,15 @@ class OpenHub:
         """See that an instance that has not ended is in the open set: another owner may have died as it left it."""
         if await persist(lambda: find_open(self.store, self.keys, own.instance_id)) is None:
             await self.enter(own)
+
+    async def _forget_any_end(self, instance_id: str, execution: int) -> None:
+        try:
+            start = await persist(lambda: read_start(self.store, self.keys, instance_id, execution))
+        except InstanceNotFoundError:
+            return
+        for status in RuntimeStatus:
+            if status.is_final:
+                await self.forget_end({**start.header.status, "runtime_status": status.value})
 
     async def forget_end(self, summary: Mapping[str, Any]) -> None:
         """Remove the summary of an instance that goes on, or is purged."""

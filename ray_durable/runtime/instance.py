@@ -535,10 +535,15 @@ class Instance:
         if not is_followed:
             await self._past.hand_over(self._started.execution)
         self._is_over = True
-        if not is_followed and await self._hub.record_end(self._log, open_entry(self._started, self._started.time_us)):
+        if not is_followed and await self._record_end():
             self.ended.set()
         else:
             self._discard()
+
+    async def _record_end(self) -> bool:
+        started = self._started
+        previous = started.execution - 1 if started.execution > 1 else None
+        return await self._hub.record_end(self._log, open_entry(started, started.time_us), previous)
 
     def _abandon(self, error: BaseException) -> None:
         """Whatever callers wait for has an unknown outcome."""

@@ -110,7 +110,7 @@ async def test_a_cap_leaves_the_youngest_waiting_until_there_is_room() -> None:
     assert office.directory.actors == ["z", "y"]
     office.directory.actors.remove("z")
     log, _ = await office.hub.read_log("z")
-    await office.hub.record_end(log, open_entry(await office.hub.started("z"), 0))
+    await office.hub.record_end(log, open_entry(await office.hub.started("z"), 0), None)
     await office.supervisor.round()
     assert office.directory.actors == ["y", "x"]
 
