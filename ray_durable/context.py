@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast, overload
 from ray_durable.authoring import Orchestrator
 from ray_durable.callees import Callees
 from ray_durable.calling import CallingContext
-from ray_durable.codec import Codec
+from ray_durable.codec import Codec, fits
 from ray_durable.engine import Execution, ExecutionStarted, drive_generator
 from ray_durable.errors import (
     PayloadTooLargeError,
@@ -255,7 +255,7 @@ class OrchestrationContext(CallingContext):
         except SerializationError as error:
             raise _kept(str(error), where, error.type_name) from error
         # JSON is read as the type that is expected; other encodings bring their own.
-        if payload.encoding != "json" and isinstance(expected, type) and not _is_instance(value, expected):
+        if payload.encoding != "json" and isinstance(expected, type) and not fits(value, expected):
             reason = f"{where}: expected {expected.__name__}, but it is of type {type(value).__name__}"
             raise _kept(reason, where, expected.__name__)
         return value
@@ -267,14 +267,6 @@ def _kept(reason: str, where: str, type_name: str) -> SerializationError:
         where=where,
         type_name=type_name,
     )
-
-
-def _is_instance(value: object, expected: type) -> bool:
-    try:
-        return isinstance(value, expected)
-    except TypeError:
-        # Some classes describe a shape only, such as a TypedDict.
-        return True
 
 
 def _checked_delay(delay: timedelta, what: str) -> timedelta:

@@ -55,10 +55,17 @@ def _fits_class(value: Any, wanted: type) -> bool:
     if wanted is bytes:
         return isinstance(value, _BYTES)
     try:
-        return isinstance(value, _NUMBERS.get(wanted, wanted))
+        return isinstance(value, _NUMBERS.get(wanted, wanted)) or _is_of_a_copy(value, wanted)
     except Exception:
         # A protocol that is not for runtime, or a class with an opinion of its own.
         return True
+
+
+def _is_of_a_copy(value: Any, wanted: type) -> bool:
+    """Whether the value's class is a copy of the wanted one: classes of a script travel by value, and a notebook's cell
+    may run again."""
+    name = (wanted.__module__, wanted.__qualname__)
+    return any((base.__module__, base.__qualname__) == name for base in type(value).__mro__)
 
 
 def _fit_items(value: Any, origin: type, arguments: tuple[Any, ...]) -> bool:

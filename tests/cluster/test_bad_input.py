@@ -28,7 +28,7 @@ def unharmed(hub: durable.Hub, instance_id: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("orchestrator", "texts"),
     [
-        (flows.passes_a_lock, ["SerializationError", "arguments of activity 'takes_anything'", "lock"]),
+        (flows.passes_a_lock, ["SerializationError", "argument 'value' of activity 'takes_anything'", "lock"]),
         (flows.gets_a_lock, ["SerializationError", "result of activity 'returns_a_lock'", "lock"]),
         (flows.ends_with_a_lock, ["SerializationError", "result of orchestrator 'ends_with_a_lock'", "lock"]),
         (flows.passes_too_much, ["PayloadTooLargeError", "arguments of activity 'measure'"]),
@@ -59,7 +59,7 @@ def test_activity_that_raises(hub: durable.Hub, instance_id: str) -> None:
 
 def test_bad_arguments_of_a_start(hub: durable.Hub, instance_id: str) -> None:
     """They are refused at the call, and the id stays free."""
-    with pytest.raises(durable.SerializationError, match="arguments of orchestrator 'speaks'"):
+    with pytest.raises(durable.SerializationError, match="argument 'word' of orchestrator 'speaks': expected str"):
         hub.start(flows.speaks, threading.Lock(), 1, instance_id=instance_id)
     with pytest.raises(TypeError, match="count"):
         hub.start(flows.march, instance_id=instance_id)
@@ -107,14 +107,14 @@ def test_unknown_orchestrator_name(hub: durable.Hub, instance_id: str) -> None:
 
 
 def test_duplicate_id(hub: durable.Hub, instance_id: str) -> None:
-    """An id is taken while its instance lives and after its end; the instance that has it is unharmed."""
+    """An id is taken while its instance lives, and afterwards if that is wanted; its instance is unharmed."""
     handle = hub.start(flows.asks_approval, instance_id=instance_id)
     with pytest.raises(durable.InstanceExistsError, match="already exists"):
         hub.start(flows.march, 1, instance_id=instance_id)
     handle.raise_event("Approval", "yes")
     assert handle.result(60) == "yes"
     with pytest.raises(durable.InstanceExistsError, match="Completed"):
-        hub.start(flows.march, 1, instance_id=instance_id)
+        hub.start(flows.march, 1, instance_id=instance_id, reuse="never")
     assert handle.result(60) == "yes"
 
 
