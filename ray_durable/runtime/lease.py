@@ -22,11 +22,9 @@ from ray_durable.storage import (
     find_open,
     latest_execution,
     list_open,
-    list_retired,
     read_hub_epoch,
     read_lease,
     remove_open,
-    remove_retired,
     write_lease,
 )
 
@@ -95,12 +93,6 @@ class LeaseKeeper:
     async def open_instances(self) -> Sequence[OpenEntry]:
         """See `HubIndex`."""
         return await list_open(self._hub.store, self._hub.keys, cache=self._open)
-
-    async def remove_retired(self) -> None:
-        """See `HubIndex`."""
-        store, keys = self._hub.store, self._hub.keys
-        for key, retired in await list_retired(store, keys, self._clock.now_us()):
-            await remove_retired(store, keys, key, retired)
 
     async def is_orphan(self, instance_id: str) -> bool:
         """See `HubIndex`."""

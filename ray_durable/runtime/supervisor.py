@@ -3,8 +3,8 @@
 Every few seconds it renews the hub's lease, reads the open set, and makes actors for the instances that have none:
 after a loss of the cluster, after an actor that Ray gave up, after a start whose client died. A cap on live actors
 leaves the rest Pending until there is room; it counts for each depth of calls on its own, so that instances which wait
-for those that they called never keep them from their turn. It removes what is retired. It holds nothing that it could
-not read again; losing it loses nothing.
+for those that they called never keep them from their turn. Chores, such as removing what is retired, go on beside the
+rounds. It holds nothing that it could not read again; losing it loses nothing.
 
 A plain class over ports. Invariant: once a newer hub epoch exists, it makes no actor and renews no lease.
 """
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ray_durable.errors import DurableError, FencedError
+from ray_durable.runtime.chores import Chore, pursue
 from ray_durable.runtime.ports import ActorDirectory, Clock
 from ray_durable.storage import OpenEntry
 
@@ -29,9 +30,6 @@ ORPHAN_AGE_US = 3_600 * 1_000_000
 """An entry of the open set without an instance this old belongs to a start that never happened."""
 
 
-_RETIRED_PAUSE_S = 10.0
-
-
 class HubIndex(Protocol):
     """What the supervisor needs of the hub's storage."""
 
@@ -40,9 +38,6 @@ class HubIndex(Protocol):
 
     async def open_instances(self) -> Sequence[OpenEntry]:
         """The open set, oldest first."""
-
-    async def remove_retired(self) -> None:
-        """Remove executions whose grace period is over."""
 
     async def is_orphan(self, instance_id: str) -> bool:
         """Whether the entry has no instance behind it."""
@@ -55,27 +50,37 @@ class Supervisor:
     """See the module."""
 
     def __init__(
-        self, index: HubIndex, directory: ActorDirectory, clock: Clock, *, live_max: int, interval_s: float = 2.0
+        self,
+        index: HubIndex,
+        directory: ActorDirectory,
+        clock: Clock,
+        *,
+        live_max: int,
+        interval_s: float = 2.0,
+        chores: Sequence[Chore] = (),
     ) -> None:
         self._index = index
         self._directory = directory
         self._clock = clock
         self._live_max = live_max
         self._interval_s = interval_s
+        self._chores = chores
+        self._holds_hub = asyncio.Event()
         self._depths: dict[str, int] = {}
-        self._retired_looked_s = -_RETIRED_PAUSE_S
         self.rounds = 0
 
     async def run(self) -> None:
-        """Round after round. Raises FencedError when the hub was taken over."""
-        while True:
-            try:
-                await self.round()
-            except FencedError:
-                raise
-            except DurableError as error:
-                logger.warning("supervisor: %s; trying again", error)
-            await asyncio.sleep(self._interval_s)
+        """Round after round, with the chores beside. Raises FencedError when the hub was taken over."""
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(work) for work in (self._go_rounds(), *map(self._pursue, self._chores))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def admit(self, instance_id: str) -> None:
         """An instance was started: make its actor now if there is room; else it stays Pending until there is."""
@@ -90,6 +95,7 @@ class Supervisor:
     async def round(self) -> None:
         """One round: lease, open set, missing actors."""
         await self._index.renew_lease()
+        self._holds_hub.set()
         open_instances = await self._index.open_instances()
         await self._directory.keep_dispatcher()
         live = await self._directory.live()
@@ -106,8 +112,21 @@ class Supervisor:
             chosen.append(entry.instance_id)
         if chosen:
             await self._directory.create(chosen)
-        await self._remove_retired()
         self.rounds += 1
+
+    async def _go_rounds(self) -> None:
+        while True:
+            try:
+                await self.round()
+            except FencedError:
+                raise
+            except DurableError as error:
+                logger.warning("supervisor: %s; trying again", error)
+            await asyncio.sleep(self._interval_s)
+
+    async def _pursue(self, chore: Chore) -> None:
+        await self._holds_hub.wait()
+        await pursue(chore)
 
     def _room(self, live: set[str], depth: int | None) -> int:
         """How many more instances of this depth may have an actor. None: the depth is not known yet."""
@@ -115,12 +134,6 @@ class Supervisor:
             depths = Counter(self._depths.get(instance_id, 0) for instance_id in live)
             return self._live_max - max(depths.values(), default=0)
         return self._live_max - sum(self._depths.get(instance_id, 0) == depth for instance_id in live)
-
-    async def _remove_retired(self) -> None:
-        now_s = self._clock.monotonic_s()
-        if now_s - self._retired_looked_s >= _RETIRED_PAUSE_S:
-            self._retired_looked_s = now_s
-            await self._index.remove_retired()
 
     async def _is_forgotten(self, instance_id: str, entered_us: int) -> bool:
         """A start writes the open entry first; one that died in between leaves an entry with nothing behind it."""

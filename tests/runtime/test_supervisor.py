@@ -9,18 +9,16 @@ from collections.abc import Sequence
 import pytest
 
 from ray_durable.errors import FencedError, StoreUnavailableError
+from ray_durable.runtime.chores import Chore
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import Lease, LeaseKeeper
 from ray_durable.runtime.lifecycle import open_entry
 from ray_durable.runtime.supervisor import Supervisor
 from ray_durable.storage import (
     OpenEntry,
-    Retired,
-    bury,
     claim_hub_epoch,
     find_open,
     read_lease,
-    retire,
 )
 from tests.runtime import flows
 from tests.support.skipping_loop import simulated
@@ -52,14 +50,14 @@ class Directory:
 class Office:
     """A supervisor of epoch 1 with its surroundings."""
 
-    def __init__(self, *, live_max: int = 10) -> None:
+    def __init__(self, *, live_max: int = 10, chores: Sequence[Chore] = ()) -> None:
         self.world = World()
         self.store = SpyStore(self.world.objects)
         self.hub = OpenHub(self.world.address, self.store, epoch=1)
         self.directory = Directory()
         lease = Lease(epoch=1, cluster="10.0.0.1:6379", host="here", boot="", pid=0)
         self.keeper = LeaseKeeper(self.hub, lease, self.world.clock)
-        self.supervisor = Supervisor(self.keeper, self.directory, self.world.clock, live_max=live_max)
+        self.supervisor = Supervisor(self.keeper, self.directory, self.world.clock, live_max=live_max, chores=chores)
 
     async def start(self, *instance_ids: str) -> None:
         for instance_id in instance_ids:
@@ -266,20 +264,3 @@ async def test_callers_do_not_keep_those_they_call_from_their_turn() -> None:
         await office.hub.enter(dataclasses.replace(entry, depth=1))
     await office.supervisor.round()
     assert office.directory.actors == ["a", "b", "called 1", "called 2"]
-
-
-@simulated
-async def test_what_is_retired_is_removed_once_it_is_due() -> None:
-    """Looked for every ten seconds, not in every round."""
-    office = Office()
-    await office.world.run(flows.chain, 1)
-    due_us = office.world.clock.now_us() + 60_000_000
-    keys, objects = office.hub.keys, office.world.objects
-    await retire(objects, keys, Retired(instance_id="one", through=1, due_us=due_us))
-    await bury(objects, keys, "one", 1)
-    await office.supervisor.round()
-    assert await objects.list_folder(keys.executions("one")) == ["000001", "purged.000001"]
-    await asyncio.sleep(61)
-    await office.supervisor.round()
-    assert await objects.list_folder(keys.executions("one")) == ["purged.000001"]
-    assert await objects.list_folder(keys.retired) == []

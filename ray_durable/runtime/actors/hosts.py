@@ -23,6 +23,7 @@ from ray_durable.runtime.actors.exchange import DispatcherHandle
 from ray_durable.runtime.actors.launcher import RayLauncher
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.channel import ChannelServer
+from ray_durable.runtime.chores import RemoveRetired
 from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.dispatcher import Dispatcher
 from ray_durable.runtime.explanation import Explanation, explain_history
@@ -250,7 +251,8 @@ class SupervisorActor:
                 directory = _Directory(Cluster(self._address, self._hub_epoch))
                 lease = Lease.of_this_process(self._hub_epoch, cluster=ray.get_runtime_context().gcs_address)
                 keeper = LeaseKeeper(hub, lease, SystemClock())
-                self._supervisor = Supervisor(keeper, directory, SystemClock(), live_max=self._live_max)
+                chores = [RemoveRetired(hub, SystemClock())]
+                self._supervisor = Supervisor(keeper, directory, SystemClock(), live_max=self._live_max, chores=chores)
                 await self._supervisor.run()
             except FencedError as error:
                 logger.warning("the hub was taken over: %s; this cluster stands down", error)
