@@ -67,6 +67,8 @@ class Supervisor:
         self._chores = chores
         self._holds_hub = asyncio.Event()
         self._depths: dict[str, int] = {}
+        # Who counts the living and makes more of them does so alone: else two would take the same room.
+        self._counting = asyncio.Lock()
         self.rounds = 0
 
     async def run(self) -> None:
@@ -84,9 +86,10 @@ class Supervisor:
 
     async def admit(self, instance_id: str) -> None:
         """An instance was started: make its actor now if there is room; else it stays Pending until there is."""
-        live = await self._directory.live()
-        if instance_id not in live and self._room(live, self._depths.get(instance_id)) > 0:
-            await self._directory.create([instance_id])
+        async with self._counting:
+            live = await self._directory.live()
+            if instance_id not in live and self._room(live, self._depths.get(instance_id)) > 0:
+                await self._directory.create([instance_id])
 
     async def activate(self, instance_id: str) -> None:
         """Make this instance's actor now, whatever the cap: somebody wants to talk to it."""
@@ -98,8 +101,13 @@ class Supervisor:
         self._holds_hub.set()
         open_instances = await self._index.open_instances()
         await self._directory.keep_dispatcher()
-        live = await self._directory.live()
         self._depths = {entry.instance_id: entry.depth for entry in open_instances}
+        async with self._counting:
+            await self._make_missing(open_instances)
+        self.rounds += 1
+
+    async def _make_missing(self, open_instances: Sequence[OpenEntry]) -> None:
+        live = await self._directory.live()
         rooms: dict[int, int] = {}
         chosen: list[str] = []
         for entry in open_instances:
@@ -112,7 +120,6 @@ class Supervisor:
             chosen.append(entry.instance_id)
         if chosen:
             await self._directory.create(chosen)
-        self.rounds += 1
 
     async def _go_rounds(self) -> None:
         while True:

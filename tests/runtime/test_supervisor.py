@@ -114,6 +114,17 @@ async def test_a_cap_leaves_the_youngest_waiting_until_there_is_room() -> None:
 
 
 @simulated
+async def test_starts_at_the_same_moment_do_not_share_room() -> None:
+    """Five starts, and a round among them, where two have room: two get an actor."""
+    office = Office(live_max=2)
+    names = ["a", "b", "c", "d", "e"]
+    await office.start(*names)
+    await asyncio.gather(*map(office.supervisor.admit, names[:3]), office.supervisor.round())
+    await asyncio.gather(*map(office.supervisor.admit, names[2:]))
+    assert len(office.directory.actors) == 2
+
+
+@simulated
 async def test_a_start_is_admitted_at_once_if_there_is_room() -> None:
     """No round is waited for; over the cap the next round decides."""
     office = Office(live_max=1)
