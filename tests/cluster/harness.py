@@ -91,11 +91,12 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def kill_owner(handle: durable.Handle[Any]) -> int:
-    """SIGKILL the process of the instance; its id. Waits for the first owner."""
-    owner = wait_until(handle.owner, f"{handle} has an owner")
-    kill(owner.pid)
-    return owner.pid
+def kill_owner(handle: durable.Handle[Any], *, after: int | None = None) -> int:
+    """SIGKILL the process of the instance; its id. Waits for the first owner, or the one that follows process
+    `after`."""
+    pid = wait_for_new_owner(handle, after=after)
+    kill(pid)
+    return pid
 
 
 def is_alive(pid: int) -> bool:
@@ -204,14 +205,14 @@ def executed(instance_id: str, count: int) -> list[str]:
     return noted(instance_id)
 
 
-def wait_for_new_owner(handle: durable.Handle[Any], *, after: int) -> int:
-    """The process that owns the instance after the one with the id `after`."""
+def wait_for_new_owner(handle: durable.Handle[Any], *, after: int | None) -> int:
+    """The process that owns the instance after the one with the id `after` (None: the first)."""
 
     def pid() -> int | None:
         owner = handle.owner()
         return owner.pid if owner is not None and owner.pid != after else None
 
-    return wait_until(pid, f"{handle} has another owner")
+    return wait_until(pid, f"{handle} has an owner after {after}")
 
 
 def failure_of(handle: durable.Handle[Any], *, timeout_s: float = DEADLINE_S) -> str:

@@ -40,9 +40,10 @@ def count(handle: durable.Handle[Any], kind: type) -> int:
 def kill_at_each_step(handle: durable.Handle[Any], steps: int) -> None:
     """SIGKILL the instance's process while each of its activities runs, and let them go on one by one. Every second
     one ends while the instance has no owner."""
+    killed = None
     for step in range(1, steps + 1):
         executed(handle.instance_id, step)
-        killed = kill_owner(handle)
+        killed = kill_owner(handle, after=killed)
         if step % 2:
             wait_for_new_owner(handle, after=killed)
         let_pass(handle.instance_id, step)
