@@ -338,7 +338,7 @@ def _check_activity(function: Any) -> None:
 
 
 # Keywords of `hub.start` and `ctx.call_sub_orchestrator`; an orchestrator's own of these names would never arrive.
-_START_KEYWORDS = frozenset({"instance_id", "reuse", "version"})
+_START_KEYWORDS = frozenset({"instance_id", "reuse", "version", "at"})
 
 
 def _check_orchestrator(function: Any) -> None:

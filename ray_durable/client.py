@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from ray_durable import registry
@@ -46,6 +46,7 @@ from ray_durable.runtime.lifecycle import (
     rewind_instance,
     start_instance,
 )
+from ray_durable.runtime.moments import due_us
 from ray_durable.storage import check_hub_name, check_instance_id
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Hub(HubReader):
 
     @overload
     def start(self, orchestrator: Orchestrator[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    # A checked signature and a keyword beside it cannot both be said: with an id, only the result is typed.
+    # A checked signature and a keyword beside it cannot both be said: with an id or a time, only the result is typed.
     @overload
     def start(
         self,
@@ -132,6 +133,16 @@ class Hub(HubReader):
         *args: Any,
         instance_id: str | None,
         reuse: IdReuse = "ended",
+        at: datetime | timedelta | None = None,
+        **kwargs: Any,
+    ) -> Handle[R]: ...
+    @overload
+    def start(
+        self,
+        orchestrator: Orchestrator[..., R],
+        /,
+        *args: Any,
+        at: datetime | timedelta | None,
         **kwargs: Any,
     ) -> Handle[R]: ...
     @overload
@@ -142,6 +153,7 @@ class Hub(HubReader):
         *args: Any,
         instance_id: str | None = None,
         reuse: IdReuse = "ended",
+        at: datetime | timedelta | None = None,
         **kwargs: Any,
     ) -> Handle[Any]: ...
     def start(  # type: ignore[misc]  # No orchestrator has parameters of these names; the decorator refuses them.
@@ -151,25 +163,29 @@ class Hub(HubReader):
         *args: Any,
         instance_id: str | None = None,
         reuse: IdReuse = "ended",
+        at: datetime | timedelta | None = None,
         **kwargs: Any,
     ) -> Handle[Any]:
         """Start an instance; returns when the start is durable. Arguments are those of the orchestrator.
 
         `instance_id` (default: a random one) names the instance. An id whose instance has ended may be used again: the
-        new one follows it as its next execution. `reuse="never"` refuses that, too.
+        new one follows it as its next execution. `reuse="never"` refuses that, too. `at` is when its code is to begin:
+        an aware datetime, or a timedelta from now (what is past begins at once). Until then the instance is Pending and
+        needs no process; it takes events, which are kept for its code, and control calls like any other.
 
         Raises:
             InstanceExistsError: the id is taken. `hub.get(id)` is the instance that has it.
             InvalidIdError: the id is not allowed.
             TypeError, SerializationError, PayloadTooLargeError: the arguments do not fit, or cannot be encoded.
             InvalidOrchestratorError, FunctionNotFoundError: what is to be started is no orchestrator.
+            ConfigurationError: `at` has no time zone, or is over a hundred years ahead.
         """
         function = _orchestrator(orchestrator)
         wanted_id = uuid.uuid4().hex if instance_id is None else instance_id
         check_instance_id(wanted_id)
         if reuse not in ("ended", "never"):
             raise ConfigurationError(f"reuse is {reuse!r}: give 'ended' or 'never'")
-        self.run(self._start(function, args, kwargs, wanted_id, reuses_ended=reuse == "ended"))
+        self.run(self._start(function, args, kwargs, wanted_id, reuses_ended=reuse == "ended", at=at))
         return Handle(self, wanted_id)
 
     def close(self) -> None:
@@ -314,7 +330,10 @@ class Hub(HubReader):
         instance_id: str,
         *,
         reuses_ended: bool,
-    ) -> None:
+        at: datetime | timedelta | None,
+    ) -> str:
+        now_us = self._now_us()
+        begins_us = due_us(at, now_us)
         hub = await self._hub()
         encoded = hub.codec.encode_call(
             function.calls, args, kwargs, where=f"arguments of orchestrator {function.name!r}"
@@ -326,9 +345,12 @@ class Hub(HubReader):
             request_id=uuid.uuid4().hex,
             reference=(await self._reference(function)).to_json(),
             version=function.version,
+            due_us=begins_us,
         )
-        await start_instance(hub, start, now_us=self._now_us(), reuses_ended=reuses_ended)
-        await self._admit(instance_id)
+        await start_instance(hub, start, now_us=now_us, reuses_ended=reuses_ended)
+        if begins_us is None:
+            await self._admit(instance_id)
+        return instance_id
 
     async def _reference(self, function: Orchestrator[..., Any]) -> FunctionReference:
         """How other processes find `function`; its code is stored where they cannot import it."""

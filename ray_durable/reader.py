@@ -27,6 +27,7 @@ from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.explanation import Explanation, explain_history
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.loop_thread import LoopThread
+from ray_durable.runtime.moments import to_us
 from ray_durable.runtime.status import InstanceStatus
 from ray_durable.storage import check_hub_name, check_instance_id, latest_execution, list_ended, list_open
 
@@ -93,7 +94,10 @@ class HubReader:
         time of creation (aware datetimes)."""
         wanted = [status] if isinstance(status, str) else None if status is None else list(status)
         statuses = None if wanted is None else {_status(one) for one in wanted}
-        bounds = (_to_us(created_from, "created_from"), _to_us(created_to, "created_to"))
+        bounds = (
+            None if created_from is None else to_us(created_from, "created_from"),
+            None if created_to is None else to_us(created_to, "created_to"),
+        )
         found = self.run(self._instances(statuses, prefix, *bounds))
         return [one for one in found if name is None or one.name == name]
 
@@ -312,14 +316,3 @@ def _status(given: RuntimeStatus | str) -> RuntimeStatus:
     except ValueError:
         known = ", ".join(repr(str(one.value)) for one in RuntimeStatus)
         raise ConfigurationError(f"There is no status {given!r}: use one of {known}") from None
-
-
-def _to_us(moment: datetime | None, argument: str) -> int | None:
-    if moment is None:
-        return None
-    if moment.utcoffset() is None:
-        raise ConfigurationError(
-            f"{argument} is {moment!r}, which has no time zone: give an aware datetime, for example "
-            "datetime.now(timezone.utc), or moment.astimezone() for local time"
-        )
-    return int(moment.timestamp() * 1_000_000)

@@ -70,7 +70,7 @@ _LINKS = frozenset({"ContinueAsNew", "ExecutionRestarted"})
 _OUTCOMES = {
     "TaskCompleted": ("task", frozenset({"TaskScheduled"})),
     "TaskFailed": ("task", frozenset({"TaskScheduled"})),
-    "TimerFired": ("timer", frozenset({"TimerCreated"})),
+    "TimerFired": ("timer", frozenset({"TimerCreated", "ExecutionStarted"})),
     "SubOrchestrationInstanceCompleted": ("task", frozenset({"SubOrchestrationInstanceCreated"})),
     "SubOrchestrationInstanceFailed": ("task", frozenset({"SubOrchestrationInstanceCreated"})),
 }
@@ -223,7 +223,7 @@ def check_events(log: Log, segment: Segment, seq: int) -> None:
 def check_outcome(log: Log, key: str, event: dict[str, Any]) -> None:
     """What an event settles was scheduled before, and nothing is settled twice."""
     kind, number = event["type"], event["n"]
-    if kind.endswith(("Scheduled", "Created")):
+    if kind.endswith(("Scheduled", "Created")) or (kind == "ExecutionStarted" and "due" in event):
         log.scheduled[number] = event
     elif kind == "MapCompleted":
         scheduled = log.scheduled.get(event["map"], {})

@@ -126,7 +126,8 @@ class ExecutionStarted(Input):
 
     `run` is the random id of this execution, `execution` its ordinal within the instance (from 1), `reference` the
     opaque JSON that finds the orchestrator's function, `version` what its author calls the code's version. `parent` is
-    (instance id, execution, task) of the caller, `depth` how many callers there are up to the outermost.
+    (instance id, execution, task) of the caller, `depth` how many callers there are up to the outermost. With `due_us`,
+    the code begins no sooner: TimerFired of timer 1, the number of this event, says that the time has come.
 
     An execution that follows another names it in `previous` (instance id, execution, run); with `owes`, messages of
     that one may still have to be delivered. `carried` are inputs that were handed on: fresh ones when the code first
@@ -145,6 +146,7 @@ class ExecutionStarted(Input):
     version: str | None = None
     parent: tuple[str, int, int] | None = None
     depth: int = 0
+    due_us: int | None = None
     previous: tuple[str, int, str] | None = None
     owes: bool = False
     carried: tuple[Input, ...] = field(default=(), repr=False)
@@ -276,8 +278,8 @@ class ExecutionRestarted(Input):
 
     `kind` is "restart", "rewind" or "start" (the id was used again). The next execution is made of this event and of
     the history before it: `run` is its random id, `request_id` that of whoever asked. A restart and a start have
-    `name`, `input`, `reference` and, if an instance calls it, `parent` and `depth`; a rewind takes the events up to
-    `through` and the outcomes `kept` behind them.
+    `name`, `input`, `reference` and, if an instance calls it, `parent` and `depth`; a start may have `due_us`; a rewind
+    takes the events up to `through` and the outcomes `kept` behind them.
     """
 
     kind: str
@@ -290,6 +292,7 @@ class ExecutionRestarted(Input):
     version: str | None = None
     parent: tuple[str, int, int] | None = None
     depth: int = 0
+    due_us: int | None = None
     through: int = 0
     kept: tuple[int, ...] = ()
 

@@ -18,11 +18,13 @@ an input caused (its log was cut there); the rest is returned as new.
 
     state      what happens                      next
     Pending    ExecutionStarted                  Running: main's coroutine begins
+    Pending    ExecutionStarted, due later       Pending: main's coroutine begins with TimerFired of timer 1
+    Pending    another input                     as if Running; nobody takes external events yet
     Running    an input                          Running, or an end if main is done with that
     Running    main returns                      Completed, or ContinuedAsNew if it asked for that
     Running    main raises                       Failed
     Running    ExecutionSuspended                Suspended
-    Suspended  ExecutionResumed                  Running: what was held is delivered, in order
+    Suspended  ExecutionResumed                  what it was before: what was held is delivered, in order
     Suspended  another input                     Suspended: recorded and held
     either     ExecutionTerminated               Terminated: no coroutine goes on
     either     OwnerClaimed, OutboxDelivered     the same: recorded, no matter of the code's
@@ -245,6 +247,13 @@ class Execution(ExecutionCommands):
     def _start(self, event: ExecutionStarted) -> None:
         if self.started is None:
             self._prepare(event)
+        if event.due_us is None:
+            self._begin(event)
+        else:
+            self._timers.expect(event.number, event.due_us, lambda: self._begin(event))
+
+    def _begin(self, event: ExecutionStarted) -> None:
+        self.status = RuntimeStatus.RUNNING
         self._main_task = self._loop.create_task(self._run_main(event), name="orchestrator")
         self._loop.run_until_quiet()
         if not self._main_task.done():
@@ -257,7 +266,7 @@ class Execution(ExecutionCommands):
         """Everything about a start but running the code."""
         self.started = started
         self._journal.instance_id = started.instance_id
-        self.status = RuntimeStatus.RUNNING
+        self.status = RuntimeStatus.RUNNING if started.due_us is None else RuntimeStatus.PENDING
         # The ids of what is handed on are among the recent ones.
         carried = {one.event_id for one in started.carried if isinstance(one, EventRaised)}
         self._events.note_ids(event_id for event_id in started.recent if event_id not in carried)
@@ -280,7 +289,7 @@ class Execution(ExecutionCommands):
         self._suspension.hold(event)
 
     def _resume(self, event: ExecutionResumed) -> None:
-        self.status = RuntimeStatus.RUNNING
+        self.status = RuntimeStatus.PENDING if self._main_task is None else RuntimeStatus.RUNNING
         self._suspension.restore()
         while not self.ended and (held := self._suspension.take()) is not None:
             if isinstance(held, EventRaised) or self._is_news(held):
@@ -375,9 +384,10 @@ class Execution(ExecutionCommands):
         self._context.run(self._loop.run, self._close)
 
     def _idling(self) -> tuple[str, Source | None]:
-        assert self._main_task is not None
         if self.ended:
             return "nothing: the code has ended", self._main_source
+        if self._main_task is None:
+            return "nothing: the code has not begun, as it is not due", None
         return "nothing: the code waits", waiting_source(self._main_task.get_coro())
 
     def _create_loop_timer(self, due_us: int, callback: Callable[[], object]) -> int:
@@ -427,7 +437,7 @@ _HANDLERS: dict[type[Input], tuple[Callable[[Execution, Any], bool], Callable[[E
     ),
     TimerFired: (Execution._is_due, lambda self, event: self._timers.fire(event.timer)),
     EventRaised: (Execution._is_unknown, Execution._raise),
-    ExecutionSuspended: (lambda self, event: self.status is RuntimeStatus.RUNNING, Execution._suspend),
+    ExecutionSuspended: (lambda self, event: self.status is not RuntimeStatus.SUSPENDED, Execution._suspend),
     ExecutionResumed: (lambda self, event: self.status is RuntimeStatus.SUSPENDED, Execution._resume),
     ExecutionTerminated: (lambda self, event: True, Execution._terminate),
     ExecutionRewound: (lambda self, event: True, Execution._rewind),

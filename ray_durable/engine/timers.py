@@ -40,11 +40,13 @@ class Timers:
     def create(self, due_us: int, callback: Callable[[], object], source: Source | None) -> int:
         """Ask for a timer that calls `callback` once; returns its number."""
         number = self._journal.next_number()
-        self._pending[number] = callback, source
-        self.due_us[number] = due_us
-        heappush(self._queue, (due_us, number))
+        self._await(number, due_us, callback, source)
         self._journal.record(TimerCreated(number=number, time_us=self._journal.time_us, due_us=due_us), source)
         return number
+
+    def expect(self, number: int, due_us: int, callback: Callable[[], object]) -> None:
+        """A timer that no code asked for: it comes with the event of this number, which is recorded already."""
+        self._await(number, due_us, callback, None)
 
     def wait(self, due_us: int, source: Source | None) -> CommandFuture:
         """A future that is done at `due_us`: at once, without a timer, if that is past."""
@@ -89,6 +91,11 @@ class Timers:
         if next_due_us is None or next_due_us > now_us:
             return []
         return [number for due_us, number in sorted((due, n) for n, due in self.due_us.items() if due <= now_us)]
+
+    def _await(self, number: int, due_us: int, callback: Callable[[], object], source: Source | None) -> None:
+        self._pending[number] = callback, source
+        self.due_us[number] = due_us
+        heappush(self._queue, (due_us, number))
 
     def source_of(self, number: int) -> Source | None:
         """The line that asked for a pending timer."""

@@ -10,6 +10,7 @@ from typing import Literal
 from ray_durable.engine import (
     Event,
     Execution,
+    ExecutionStarted,
     MapCanceled,
     MapCompleted,
     MapScheduled,
@@ -31,7 +32,7 @@ from ray_durable.runtime.status import InstanceStatus
 
 __all__ = ["Explanation", "Waiting", "WaitingKind", "at", "explain_execution", "explain_history"]
 
-WaitingKind = Literal["activity", "map", "timer", "external event", "sub-orchestration"]
+WaitingKind = Literal["activity", "map", "timer", "external event", "sub-orchestration", "start"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,10 @@ def explain_history(status: InstanceStatus, history: Sequence[Event]) -> Explana
     for event in history:
         correspondence.take([event])
         number, since = event.number, at(event.time_us)
-        if isinstance(event, TaskScheduled):
+        if isinstance(event, ExecutionStarted):
+            if event.due_us is not None:
+                waiting[number] = _start(event, event.due_us)
+        elif isinstance(event, TaskScheduled):
             waiting[number] = Waiting(
                 kind="activity", name=event.name, number=number, since=since, attempt=event.attempt
             )
@@ -189,12 +193,19 @@ def explain_execution(
             )
         )
     for number, due_us in execution.timers.items():
+        if execution.started is not None and number == execution.started.number:
+            waiting.append(_start(execution.started, due_us))
+            continue
         source = execution.source_of(number)
         waiting.append(Waiting(kind="timer", name="", number=number, due=at(due_us), source=source))
     waiting.sort(key=lambda one: one.number)
     for name, since_us, source in execution.event_waits:
         waiting.append(Waiting(kind="external event", name=name, number=0, since=at(since_us), source=source))
     return Explanation(status=status, waiting=tuple(waiting))
+
+
+def _start(started: ExecutionStarted, due_us: int) -> Waiting:
+    return Waiting(kind="start", name="", number=started.number, since=at(started.time_us), due=at(due_us))
 
 
 def _with_call(shown: Waiting, call: CallState, now_us: int) -> Waiting:

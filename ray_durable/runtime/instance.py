@@ -424,6 +424,7 @@ class Instance:
             request_id=started.request_id,
             created_us=started.time_us,
             updated_us=execution.now_us,
+            due_us=started.due_us,
             # The instance goes on.
             runtime_status=RuntimeStatus.RUNNING if is_continued else execution.status,
             custom_status=custom.bytes if custom is not None else None,

@@ -56,7 +56,8 @@ __all__ = [
 class Start:
     """What is to be started: `reference` finds the orchestrator `name`, `run` holds the blob of `input`, if it is one.
 
-    `parent` is (instance id, execution, task) of the caller, `depth` how many callers there are.
+    `parent` is (instance id, execution, task) of the caller, `depth` how many callers there are. With `due_us`, the
+    code begins no sooner.
     """
 
     instance_id: str
@@ -68,6 +69,7 @@ class Start:
     version: str | None = None
     parent: tuple[str, int, int] | None = None
     depth: int = 0
+    due_us: int | None = None
 
 
 async def start_instance(hub: OpenHub, start: Start, *, now_us: int, reuses_ended: bool = True) -> None:
@@ -188,7 +190,7 @@ async def fork_instance(
     executions = await persist(lambda: list_executions(hub.store, hub.keys, instance_id))
     if executions.latest is None:
         started = dataclasses.replace(_started(events), execution=executions.next)
-        await hub.enter(open_entry(started, now_us))
+        await hub.enter(_resting(open_entry(started, now_us), started))
         events = await transplant(hub, log.run, run, [started, *events[1:]])
         if await _create(hub, events, created_us=now_us):
             return
@@ -277,8 +279,9 @@ async def _create_first(hub: OpenHub, start: Start, execution: int, now_us: int)
         version=start.version,
         parent=start.parent,
         depth=start.depth,
+        due_us=start.due_us,
     )
-    await hub.enter(open_entry(started, now_us))
+    await hub.enter(_resting(open_entry(started, now_us), started))
     return await _create(hub, await transplant(hub, start.run, started.run, [started]), created_us=now_us)
 
 
@@ -301,6 +304,7 @@ async def _create(hub: OpenHub, events: Sequence[Event], *, created_us: int) -> 
             request_id=started.request_id,
             created_us=created_us,
             updated_us=max(created_us, events[-1].time_us),
+            due_us=started.due_us,
         ),
         hub_epoch=hub.epoch,
     )
@@ -339,6 +343,9 @@ async def _begin_next(
         await hub.enter(entry)
         lines, sections = encode_events([link])
         summary = {**log.tail.header.status, "runtime_status": RuntimeStatus.PENDING.value, "updated_us": link.time_us}
+        summary.pop("due_us", None)
+        if successor_start.due_us is not None:
+            summary["due_us"] = successor_start.due_us
         try:
             await log.claim(lines, sections, first=link.number, status=summary, hub_epoch=hub.epoch)
         except ClaimLostError:
@@ -346,7 +353,7 @@ async def _begin_next(
         if await create_successor(hub, [*history, link], link) is None:
             continue
         # The owner of what ended may have left the open set meanwhile.
-        await hub.enter(entry)
+        await hub.enter(_resting(entry, successor_start))
         return
 
 
@@ -371,6 +378,7 @@ def _link_of_start(hub: OpenHub, start: Start, now_us: int) -> ExecutionRestarte
         version=start.version,
         parent=start.parent,
         depth=start.depth,
+        due_us=start.due_us,
     )
 
 
@@ -390,6 +398,14 @@ def open_entry(started: ExecutionStarted, now_us: int) -> OpenEntry:
         entered_us=now_us,
         depth=started.depth,
     )
+
+
+def _resting(entry: OpenEntry, started: ExecutionStarted) -> OpenEntry:
+    """The entry once segment 0 is, or is about to be, all that there is: it needs no owner before it is due."""
+    if started.due_us is None:
+        return entry
+    wake = {"due_us": started.due_us, "execution": started.execution, "tail_seq": 0}
+    return dataclasses.replace(entry, wake=wake)
 
 
 def _exists(status: InstanceStatus) -> InstanceExistsError:

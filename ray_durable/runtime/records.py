@@ -170,6 +170,7 @@ def _write_started(event: ExecutionStarted, sections: list[bytes]) -> str:
         "version": event.version,
         "parent": _named(_PARENT, event.parent),
         "depth": event.depth or None,
+        "due": event.due_us,
         "previous": _named(_PREVIOUS, event.previous),
         "owes": event.owes or None,
         "recent": event.recent or None,
@@ -208,6 +209,7 @@ def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: _Pla
         version=record.get("version"),
         parent=_parent(record),
         depth=record.get("depth", 0),
+        due_us=record.get("due"),
         previous=(previous["instance"], previous["execution"], previous["run"]) if previous else None,
         owes=record.get("owes", False),
         carried=tuple(_read_carried(one, sections) for one in record.get("carried", ())),
@@ -287,6 +289,7 @@ def _write_restarted(event: ExecutionRestarted, sections: list[bytes]) -> str:
         "version": event.version,
         "parent": _named(_PARENT, event.parent),
         "depth": event.depth or None,
+        "due": event.due_us,
         "through": event.through or None,
         "kept": event.kept or None,
     }
@@ -308,6 +311,7 @@ def _read_restarted(record: dict[str, Any], sections: Sequence[bytes], place: _P
         version=record.get("version"),
         parent=_parent(record),
         depth=record.get("depth", 0),
+        due_us=record.get("due"),
         through=record.get("through", 0),
         kept=tuple(record.get("kept", ())),
     )

@@ -37,7 +37,8 @@ class Owner:
 class InstanceStatus:
     """What is known of an instance from storage alone.
 
-    `name` is the orchestrator's registered name; times are in UTC. `custom_status` is what the orchestrator last set.
+    `name` is the orchestrator's registered name; times are in UTC. `start_at` is when its code is to begin, or was, if
+    the start said so (`hub.start(at=...)`). `custom_status` is what the orchestrator last set.
     `problem` says what keeps the instance from going on, if anything does (its code cannot be imported, its log is
     damaged, ...); it goes on by itself once that is mended. `warnings` are what its owner noticed and went on with.
     """
@@ -48,6 +49,7 @@ class InstanceStatus:
     execution: int
     created_at: datetime
     updated_at: datetime
+    start_at: datetime | None = None
     custom_status: Any = None
     progress: Progress = field(default_factory=Progress)
     owner: Owner | None = None
@@ -75,6 +77,7 @@ class InstanceStatus:
             execution=summary["execution"],
             created_at=_EPOCH + timedelta(microseconds=summary["created_us"]),
             updated_at=_EPOCH + timedelta(microseconds=summary["updated_us"]),
+            start_at=_EPOCH + timedelta(microseconds=summary["due_us"]) if "due_us" in summary else None,
             custom_status=summary.get("custom_status"),
             progress=Progress(**summary.get("progress", {})),
             owner=Owner(**owner) if owner else None,
@@ -92,6 +95,7 @@ def summarize(
     created_us: int,
     updated_us: int,
     runtime_status: RuntimeStatus = RuntimeStatus.PENDING,
+    due_us: int | None = None,
     custom_status: bytes | None = None,
     counts: Counts | None = None,
     owner: Owner | None = None,
@@ -107,6 +111,8 @@ def summarize(
         "created_us": created_us,
         "updated_us": updated_us,
     }
+    if due_us is not None:
+        summary["due_us"] = due_us
     if custom_status is not None:
         summary["custom_status"] = json.loads(custom_status)
     if counts is not None:

@@ -76,6 +76,7 @@ def successor(history: Sequence[Event], link: Link, *, owes: bool) -> list[Event
             version=link.version,
             parent=link.parent,
             depth=link.depth,
+            due_us=link.due_us,
         )
     ]
 
@@ -165,6 +166,7 @@ def _next(started: ExecutionStarted, link: Link, request_id: str, *, owes: bool)
         recent=(),
         origin=None,
         lineage=(),
+        due_us=None,
     )
 
 
@@ -173,6 +175,7 @@ def _rewound(history: Sequence[Event], link: ExecutionRestarted, *, owes: bool) 
     # The inputs handed on to this execution before it ran are in its history by now.
     following = dataclasses.replace(
         _next(started, link, link.request_id, owes=owes),
+        due_us=started.due_us,
         recent=tuple(_recent_ids(history))[-RECENT_IDS_MAX:],
         origin=started.origin or started.run,
         lineage=_lineage(started, link.through),

@@ -69,17 +69,35 @@ class Environment:
 
     @overload
     def start(self, orchestrator: Orchestrator[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    # As for `Hub.start`: with an id, only the result is typed.
+    # As for `Hub.start`: with an id or a time, only the result is typed.
     @overload
     def start(
-        self, orchestrator: Orchestrator[..., R], /, *args: Any, instance_id: str | None, **kwargs: Any
+        self,
+        orchestrator: Orchestrator[..., R],
+        /,
+        *args: Any,
+        instance_id: str | None,
+        at: datetime | timedelta | None = None,
+        **kwargs: Any,
     ) -> Handle[R]: ...
     @overload
-    def start(self, orchestrator: str, /, *args: Any, instance_id: str | None = None, **kwargs: Any) -> Handle[Any]: ...
+    def start(
+        self, orchestrator: Orchestrator[..., R], /, *args: Any, at: datetime | timedelta | None, **kwargs: Any
+    ) -> Handle[R]: ...
+    @overload
+    def start(
+        self,
+        orchestrator: str,
+        /,
+        *args: Any,
+        instance_id: str | None = None,
+        at: datetime | timedelta | None = None,
+        **kwargs: Any,
+    ) -> Handle[Any]: ...
     def start(  # type: ignore[misc]  # No orchestrator has a parameter `instance_id`; the decorator refuses it.
         self, orchestrator: Any, /, *args: Any, instance_id: str | None = None, **kwargs: Any
     ) -> Handle[Any]:
-        """Start an instance and let it run until it waits. Arguments, `reuse` and errors are those of `Hub.start`.
+        """Start an instance and let it run until it waits. Arguments, options and errors are those of `Hub.start`.
 
         Without an id, instances are called by their orchestrator and a number: "review-1".
         """

@@ -133,6 +133,12 @@ class InProcessHub(Hub):
             self._stage.admit(instance_id)
         return end
 
+    async def _start(self, *args: Any, **kwargs: Any) -> str:
+        # One that is due later has its owner, too: that is what waits for the time here.
+        instance_id = await super()._start(*args, **kwargs)
+        self._stage.admit(instance_id)
+        return instance_id
+
     async def _reference(self, function: Orchestrator[..., Any]) -> FunctionReference:
         if function.is_importable:
             return await super()._reference(function)

@@ -303,7 +303,7 @@ def test_nested_functions_generators_and_closures_are_looked_through(modules: Mo
             class Holder:
                 @staticmethod
                 @durable.orchestrator(name="{module}.run")
-                def run(ctx, *, at=time.time()):
+                def run(ctx, *, since=time.time()):
                     '''A text that is
             indented less.'''
                     def inner():

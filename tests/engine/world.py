@@ -110,7 +110,8 @@ class World:
         inputs: list[Event] = []
         history: list[Event] = []
         states: dict[int, dict[str, Any]] = {}
-        event: Event | None = started(self.case.input)
+        due_us = None if self.case.due_s is None else T0_US + round(self.case.due_s * SECOND_US)
+        event: Event | None = started(self.case.input, due_us=due_us)
         while event is not None and len(inputs) < STEPS_MAX:
             inputs.append(event)
             history += self.execution.apply([event])

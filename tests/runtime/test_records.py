@@ -110,6 +110,7 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         version=versions,
         parent=st.none() | st.tuples(texts, numbers, numbers),
         depth=numbers,
+        due_us=st.none() | numbers,
         previous=st.none() | st.tuples(texts, numbers, texts),
         owes=st.booleans(),
         carried=st.lists(
@@ -173,6 +174,7 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         version=versions,
         parent=st.none() | st.tuples(texts, numbers, numbers),
         depth=numbers,
+        due_us=st.none() | numbers,
         through=numbers,
         kept=numbers_in_a_row,
     ),

@@ -26,8 +26,10 @@ _CONDITION_PATIENCE_S = 20_000.0
 class World(InProcessHub):
     """A task hub without Ray. Make it on the loop on which it is used."""
 
-    async def start(self, function: Orchestrator[..., Any], *args: Any, instance_id: str = "one") -> str:
-        """Write what a client writes to start an instance; its id."""
+    async def start(
+        self, function: Orchestrator[..., Any], *args: Any, instance_id: str = "one", due_s: float | None = None
+    ) -> str:
+        """Write what a client writes to start an instance, due in so many seconds; its id."""
         start = Start(
             instance_id=instance_id,
             name=function.name,
@@ -35,6 +37,7 @@ class World(InProcessHub):
             request_id=uuid.uuid4().hex,
             reference=registry.reference_of(function).to_json(),
             version=function.version,
+            due_us=None if due_s is None else self.clock.now_us() + round(due_s * 1_000_000),
         )
         await start_instance(self.hub, start, now_us=self.clock.now_us())
         return instance_id

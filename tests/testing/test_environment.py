@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import assert_type
+from typing import Any, assert_type
 from unittest.mock import AsyncMock, Mock
 
 import pytest
@@ -255,6 +255,51 @@ def test_the_beginning_of_time_can_be_given() -> None:
         assert handle.status().created_at == start_time
     with pytest.raises(durable.ConfigurationError, match="time zone"):
         Environment(start_time=datetime(2030, 1, 1))
+
+
+def test_a_start_may_be_due_later(env: Environment) -> None:
+    """Pending until then, and events wait for it; time skips to it, and the code begins at that time."""
+
+    @durable.orchestrator
+    async def clock(ctx: durable.OrchestrationContext) -> list[object]:
+        return [await ctx.wait_for_external_event("Go"), ctx.current_utc_datetime]
+
+    due = env.now + timedelta(days=2)
+    handle = env.start(clock, at=timedelta(days=2))
+    handle.raise_event("Go", "early")
+    env.advance(timedelta(days=1))
+    status = handle.status()
+    assert (status.runtime_status, status.start_at) == ("Pending", due)
+    assert "start, due 2025-01-03 00:00:00 UTC" in str(handle.explain())
+    assert handle.result() == ["early", due]
+    later = env.start(clock, at=due + timedelta(hours=1))
+    later.terminate("not needed")
+    with pytest.raises(durable.OrchestrationTerminatedError):
+        later.result()
+
+
+@pytest.mark.parametrize(
+    ("when", "complaint"),
+    [
+        (datetime(2030, 1, 1), "no time zone"),
+        (timedelta.max, "a hundred years"),
+        (datetime.max.replace(tzinfo=UTC), "a hundred years"),
+        (5.0, "aware datetime, or a timedelta"),
+    ],
+)
+def test_a_start_at_no_sensible_time_is_refused(env: Environment, when: Any, complaint: str) -> None:
+    """And nothing is started."""
+    with pytest.raises(durable.ConfigurationError, match=complaint):
+        env.start(flows.vet, "ann", at=when)
+    assert env.instances() == []
+
+
+@pytest.mark.parametrize("when", [timedelta(0), timedelta.min, datetime.min.replace(tzinfo=UTC)])
+def test_a_start_in_the_past_begins_at_once(env: Environment, when: datetime | timedelta) -> None:
+    """As if no time had been given."""
+    env.replace(flows.send_mail, sent)
+    status = env.start(flows.vet, "ann", at=when).status()
+    assert (status.runtime_status, status.start_at) == ("Running", None)
 
 
 def test_it_works_inside_an_asynchronous_test() -> None:

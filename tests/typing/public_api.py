@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, assert_type
 from uuid import UUID
@@ -208,6 +208,9 @@ def client() -> None:
         assert_type(hub.start(waits, instance_id=None), durable.Handle[Photo | None])
         assert_type(hub.start(yields, 3), durable.Handle[str])
         assert_type(hub.start(yields, start=3, instance_id="y"), durable.Handle[str])
+        assert_type(hub.start(waits, at=timedelta(hours=1)), durable.Handle[Photo | None])
+        assert_type(hub.start(waits, at=datetime.now(UTC), instance_id="w"), durable.Handle[Photo | None])
+        assert_type(hub.start("photos.approval", 3, at=timedelta(hours=1)), durable.Handle[Any])
         assert_type(hub.start("photos.approval", 3), durable.Handle[Any])
         assert_type(hub.start("photos.approval", 3, instance_id="a"), durable.Handle[Any])
         assert_type(hub.get("nightly-42").result(), Any)
@@ -224,6 +227,7 @@ def client() -> None:
         assert_type(status, durable.InstanceStatus)
         assert_type(status.runtime_status, durable.RuntimeStatus)
         assert_type(status.progress.done, int)
+        assert_type(status.start_at, datetime | None)
         assert_type(status.custom_status, Any)
         assert_type(hub.instances(status=["Running", "Failed"], prefix="nightly-"), list[durable.InstanceStatus])
     with durable.browse() as reader:

@@ -102,6 +102,7 @@ def client(hub: durable.Hub, reader: durable.HubReader) -> None:
     hub.start(calls, "a", deep="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     hub.start(calls, "a", instance_id=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     hub.start(calls, "a", instance_id="b", reuse="always")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    hub.start(calls, "a", at=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     hub.start(waits, limit="three")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     hub.start(yields)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     hub.start(score, "a")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]

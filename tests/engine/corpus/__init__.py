@@ -1,6 +1,6 @@
 """Orchestrators of many shapes, for laws that must hold of all of them. A new one needs the decorator `case` alone."""
 
-from . import basics, cancelling, contexts, generating, groups, hosting, synchronizing, timing, waiting
+from . import basics, cancelling, contexts, generating, groups, hosting, later, synchronizing, timing, waiting
 from .cases import CORPUS, Case
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "generating",
     "groups",
     "hosting",
+    "later",
     "synchronizing",
     "timing",
     "waiting",

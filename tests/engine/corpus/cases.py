@@ -16,7 +16,7 @@ __all__ = ["CORPUS", "Case", "case", "fail", "twice"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """An orchestrator, its input, the external events it may get, how likely each input is a termination, how it ends
-    otherwise, and whether a history of it may be cut within a step."""
+    otherwise, whether a history of it may be cut within a step, and how long after its start it is due."""
 
     name: str
     orchestrator: Orchestrator
@@ -25,6 +25,7 @@ class Case:
     termination: float = 0.0
     end: RuntimeStatus = RuntimeStatus.COMPLETED
     cut_in_steps: bool = True
+    due_s: float | None = None
 
 
 CORPUS: dict[str, Case] = {}
