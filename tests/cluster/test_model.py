@@ -96,12 +96,15 @@ def test_more_parents_than_there_is_room_for(small: durable.Hub, instance_id: st
     names = [f"{instance_id}-{number}" for number in range(4)]
     parents = [small.start(flows.family, 1, 1, instance_id=name) for name in names]
     waiting = {f"{name}-0" for name in names}
+
+    def begun() -> list[str]:
+        return [name for name in waiting if executions(name)]
+
     while waiting:
         # Which of them have room first is not said.
-        begun = wait_until(lambda: [name for name in waiting if executions(name)], f"one of {waiting} has begun")
-        for name in begun:
+        for name in wait_until(begun, f"one of {waiting} has begun"):
             small.get(name).raise_event("Next")
-        waiting -= set(begun)
+            waiting.remove(name)
     assert [parent.result(60) for parent in parents] == [[1]] * 4
 
 
