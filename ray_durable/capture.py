@@ -71,8 +71,8 @@ def load_bundle(data: bytes, *, trust: Trust) -> Bundle:
     """
     if not trust.allows_pickle:
         raise SerializationError(
-            "Captured code was refused unread: it is a pickle, and this root is not private to you. Import the "
-            "functions from a module that every node has, or use a private local root",
+            "Captured code was refused unread: it is a pickle, and this root is neither private to you nor signed. "
+            "Import the functions from a module that every node has, or use a private local root or a signing key",
             where="captured code",
             type_name="bundle",
         )

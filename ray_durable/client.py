@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import time
 import uuid
@@ -34,7 +33,7 @@ from ray_durable.errors import (
 from ray_durable.event_name import check_event_name
 from ray_durable.function import DurableFunction
 from ray_durable.handle import Handle
-from ray_durable.reader import HubReader, address_of, variable_of
+from ray_durable.reader import HubReader, address_of
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.explanation import Explanation
@@ -70,6 +69,7 @@ def connect(
     *,
     hub: str = "default",
     storage_options: Mapping[str, Any] | str | None = None,
+    signing_key: bytes | str | None = None,
     takeover: bool = False,
     shared: bool = False,
     live_instances_max: int = 100,
@@ -80,12 +80,16 @@ def connect(
 
     `root` is a path or URL (default: a folder of the user's data directory, private to the user); `hub` the name of the
     hub below it. `storage_options` are those of the fsspec file system: "env:NAME" or "file:/path" name where every
-    process reads them as JSON; a dict serves when this call starts a local Ray. `takeover` takes the hub from a living
-    holder, which then stands down. `shared` says that a local root is a disk that all nodes see. At most
-    `live_instances_max` instances have an actor at a time, counted apart for each depth of calls; others wait as
-    Pending. `grace` is a setting of the hub, made when the hub is (default: 24 hours): for so long, executions that
-    were continued, and purged instances, stay in storage, so that a writer that was stopped meanwhile does no harm.
-    `ray_init` are arguments of `ray.init`, used when Ray is not connected yet.
+    process reads them as JSON; a dict serves when this call starts a local Ray. `signing_key` authenticates the hub's
+    objects, so that code and pickled values may lie on a store that others can write: "env:NAME" or "file:/path" name
+    where every process reads it; bytes serve when this call starts a local Ray (default: the variable
+    RAY_DURABLE_SIGNING_KEY, or the file that RAY_DURABLE_SIGNING_KEY_FILE names, if one is set). A hub is signed from
+    its beginning, or not at all. `takeover` takes the hub from a living holder, which then stands down. `shared` says
+    that a local root is a disk that all nodes see. At most `live_instances_max` instances have an actor at a time,
+    counted apart for each depth of calls; others wait as Pending. `grace` is a setting of the hub, made when the hub is
+    (default: 24 hours): for so long, executions that were continued, and purged instances, stay in storage, so that a
+    writer that was stopped meanwhile does no harm. `ray_init` are arguments of `ray.init`, used when Ray is not
+    connected yet.
 
     Raises:
         HubHeldError: another living cluster, not reachable from here, holds the hub.
@@ -97,12 +101,12 @@ def connect(
         raise ConfigurationError(f"live_instances_max is {live_instances_max}: give at least 1")
     if grace is not None and grace < timedelta(0):
         raise ConfigurationError(f"grace is {grace}: give zero or more")
-    address, options = address_of(root, hub, storage_options)
+    address, secrets = address_of(root, hub, storage_options, signing_key)
     connected = Hub(address)
     settings = {} if grace is None else {"grace_s": grace.total_seconds()}
     try:
         connected._connect(
-            options,
+            secrets,
             settings,
             takeover=takeover,
             shared=shared,
@@ -284,7 +288,7 @@ class Hub(HubReader):
 
     def _connect(
         self,
-        options: Mapping[str, Any] | None,
+        secrets: Mapping[str, str],
         settings: Mapping[str, Any],
         *,
         takeover: bool,
@@ -300,16 +304,14 @@ class Hub(HubReader):
                 "folder, or s3://, gs:// or az://",
                 url=self.address.root,
             )
-        variable = variable_of(self.address)
-        if options is not None:
-            if Connection.is_ray_connected():
-                raise ConfigurationError(
-                    "storage_options as a dict would not reach a Ray that runs already, and must not travel through "
-                    "it: put them as JSON into an environment variable or a file on every node, and give "
-                    "storage_options='env:NAME' or 'file:/path'"
-                )
-            # The local Ray that is about to start, and its workers, inherit it.
-            os.environ[variable] = json.dumps(options)
+        if secrets and Connection.is_ray_connected():
+            raise ConfigurationError(
+                "storage_options as a dict, and a signing_key as bytes, would not reach a Ray that runs already, and "
+                "must not travel through it: put them (the options as JSON) into an environment variable or a file on "
+                "every node, and give 'env:NAME' or 'file:/path'"
+            )
+        # The local Ray that is about to start, and its workers, inherit them.
+        os.environ.update(secrets)
         hub = self.run(self._hub())
         self.run(hub.create(settings))
         self._connection = Connection(
@@ -360,8 +362,8 @@ class Hub(HubReader):
         if not hub.codec.trust.allows_pickle:
             raise SerializationError(
                 f"Orchestrator {function.name!r} is defined in the running script or notebook, so its code would "
-                f"have to be stored by value, which needs a private local root; {hub.store.url} is none. Move it to a "
-                "module that every node can import",
+                f"have to be stored by value, which needs a private local root or a signing key, and {hub.store.url} "
+                "has neither. Move it to a module that every node can import, or give connect a signing_key",
                 where=f"code of orchestrator {function.name!r}",
                 type_name="function",
             )

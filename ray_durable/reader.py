@@ -23,15 +23,15 @@ from ray_durable.errors import (
     SerializationError,
 )
 from ray_durable.handle import Handle
-from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.address import KEY_VARIABLE, OPTIONS_VARIABLE, HubAddress, default_key_source
 from ray_durable.runtime.explanation import Explanation, explain_history
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.loop_thread import LoopThread
 from ray_durable.runtime.moments import to_us
 from ray_durable.runtime.status import InstanceStatus
-from ray_durable.storage import check_hub_name, check_instance_id, latest_execution, list_ended, list_open
+from ray_durable.storage import Signer, check_hub_name, check_instance_id, latest_execution, list_ended, list_open
 
-__all__ = ["HubReader", "address_of", "browse", "default_root", "variable_of"]
+__all__ = ["HubReader", "address_of", "browse", "default_root"]
 
 T = TypeVar("T")
 
@@ -43,17 +43,20 @@ def browse(
     *,
     hub: str = "default",
     storage_options: Mapping[str, Any] | str | None = None,
+    signing_key: bytes | str | None = None,
 ) -> HubReader:
     """Look into a hub without Ray: statuses, histories, listings. Nothing is started, nothing is written.
+
+    `signing_key` is that of `connect`. A signed hub shows statuses and histories without it too, unauthenticated, and
+    no value that needs trust.
 
     Raises:
         ConfigurationError: there is no such hub, or an argument cannot work.
         StoreError: the root cannot be read.
     """
     check_hub_name(hub)
-    address, options = address_of(root, hub, storage_options)
-    if options is not None:
-        os.environ[variable_of(address)] = json.dumps(options)
+    address, secrets = address_of(root, hub, storage_options, signing_key)
+    os.environ.update(secrets)
     reader = HubReader(address)
     try:
         reader.run(reader._require_hub())
@@ -292,22 +295,38 @@ class HubReader:
 
 
 def address_of(
-    root: str | os.PathLike[str] | None, hub: str, storage_options: Mapping[str, Any] | str | None
-) -> tuple[HubAddress, Mapping[str, Any] | None]:
-    """The hub's address, and the options that were given as a dict."""
+    root: str | os.PathLike[str] | None,
+    hub: str,
+    storage_options: Mapping[str, Any] | str | None,
+    signing_key: bytes | str | None,
+) -> tuple[HubAddress, dict[str, str]]:
+    """The hub's address, and the environment variables that must hold the secrets which were given as values.
+
+    Raises:
+        ConfigurationError: the signing key is too short. A source is looked at when it is read.
+    """
     url = os.fspath(default_root() if root is None else root)
     if "://" not in url:
         url = str(Path(url).expanduser().absolute())
+    digest = HubAddress(root=url, hub=hub).digest.upper()
+    secrets: dict[str, str] = {}
+    options_source, key_source = None, default_key_source()
     if isinstance(storage_options, str):
-        return HubAddress(root=url, hub=hub, options_source=storage_options), None
-    address = HubAddress(root=url, hub=hub)
-    if storage_options is None:
-        return address, None
-    return HubAddress(root=url, hub=hub, options_source=f"env:{variable_of(address)}"), storage_options
+        options_source = storage_options
+    elif storage_options is not None:
+        variable = f"{OPTIONS_VARIABLE}_{digest}"
+        secrets[variable], options_source = json.dumps(storage_options), f"env:{variable}"
+    if isinstance(signing_key, str):
+        key_source = signing_key
+    elif signing_key is not None:
+        variable = f"{KEY_VARIABLE}_{digest}"
+        secrets[variable], key_source = _text_of_key(signing_key), f"env:{variable}"
+    return HubAddress(root=url, hub=hub, options_source=options_source, key_source=key_source), secrets
 
 
-def variable_of(address: HubAddress) -> str:
-    return f"RAY_DURABLE_STORAGE_OPTIONS_{address.digest.upper()}"
+def _text_of_key(key: bytes) -> str:
+    Signer([key])  # refuses what is no key
+    return Signer.text_of(key)
 
 
 def _status(given: RuntimeStatus | str) -> RuntimeStatus:

@@ -11,9 +11,8 @@ __all__ = ["Limits", "Trust"]
 class Trust(enum.Enum):
     """Where the bytes of a codec come from, which decides whether pickle is written and read.
 
-    PRIVATE_LOCAL_ROOT is the runtime's promise that the root is a folder which only the current user can write.
-    SIGNING_KEY is reserved for bytes that were authenticated with the hub's key before they reach a codec; until that
-    exists it allows nothing.
+    PRIVATE_LOCAL_ROOT is the runtime's promise that the root is a folder which only the current user can write,
+    SIGNING_KEY that all bytes are authenticated with the hub's key before they reach a codec.
     """
 
     NONE = "none"
@@ -23,7 +22,7 @@ class Trust(enum.Enum):
     @property
     def allows_pickle(self) -> bool:
         """Whether pickled values, and functions captured by value, may pass."""
-        return self is Trust.PRIVATE_LOCAL_ROOT
+        return self is not Trust.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

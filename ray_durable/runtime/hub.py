@@ -59,11 +59,13 @@ from ray_durable.storage import (
     Pacing,
     RunLog,
     Segment,
+    Signer,
     add_open,
     create_hub,
     find_open,
     forget_ended,
     get_blob,
+    is_signed,
     latest_execution,
     open_store,
     persist,
@@ -117,10 +119,10 @@ class OpenHub:
     def __init__(self, address: HubAddress, store: ObjectStore, *, epoch: int = 0) -> None:
         self.address = address
         self.store = store
-        self.keys = HubKeys(address.hub)
+        self.keys = HubKeys(address.hub, address.signer())
         self.epoch = epoch
         self.limits = Limits()
-        self.codec = Codec(trust=_trust(store), limits=self.limits)
+        self.codec = Codec(trust=_trust(store, self.keys.signer), limits=self.limits)
         # Makes the random ids of new executions, from which all random numbers of their code come.
         self.new_run: Callable[[], str] = lambda: uuid.uuid4().hex
         self._bundles: dict[str, Bundle] = {}
@@ -138,7 +140,8 @@ class OpenHub:
         Raises:
             UnsupportedStoreError: the store has no atomic create-if-absent.
             StoreError: the root cannot be written.
-            ConfigurationError: the hub has a format that this version does not read.
+            ConfigurationError: the hub has a format that this version does not read, or is signed and there is no key,
+                or the other way round.
         """
         await probe(self.store, self.keys.probe(secrets.token_hex(8)))
         self._settings = await create_hub(self.store, self.keys, settings or {})
@@ -150,7 +153,7 @@ class OpenHub:
                     f"asks for {wanted}: settings belong to the hub, so leave it out, or use a new hub"
                 )
         # A local root may be new: what it is trusted with is known only now.
-        self.codec = Codec(trust=_trust(self.store), limits=self.limits)
+        self.codec = Codec(trust=_trust(self.store, self.keys.signer), limits=self.limits)
 
     async def grace_us(self) -> int:
         """How long executions stay in storage after they were continued or purged, in microseconds."""
@@ -159,8 +162,16 @@ class OpenHub:
         return round(float(self._settings.get("grace_s", GRACE_S_DEFAULT)) * 1_000_000)
 
     async def exists(self) -> bool:
-        """Whether there is such a hub. ConfigurationError if this version does not read its format."""
-        return await persist(lambda: read_settings(self.store, self.keys)) is not None
+        """Whether there is such a hub, and what it is trusted with.
+
+        Raises:
+            ConfigurationError: this version does not read its format, or it is not signed with the given key.
+        """
+        settings = await persist(lambda: read_settings(self.store, self.keys))
+        if settings is not None and is_signed(settings) and self.keys.signer is None:
+            # Its structure may be read without the key, and nothing that needs trust.
+            self.codec = Codec(trust=Trust.NONE, limits=self.limits)
+        return settings is not None
 
     async def close(self) -> None:
         """Give the store's connections back."""
@@ -426,8 +437,11 @@ def _with_payload(event: E, field: str, payload: Payload) -> E:
     return dataclasses.replace(event, **changes)
 
 
-def _trust(store: ObjectStore) -> Trust:
-    """A local folder that belongs to this user and that nobody else may write is as safe as the user's own code."""
+def _trust(store: ObjectStore, signer: Signer | None) -> Trust:
+    """With a key, everything is authenticated before it gets to a codec. Without one, a local folder that belongs to
+    this user and that nobody else may write is as safe as the user's own code."""
+    if signer is not None:
+        return Trust.SIGNING_KEY
     path: Path | None = store.private_path
     if path is None or not path.exists():
         return Trust.NONE

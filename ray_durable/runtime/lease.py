@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_durable.errors import FencedError
+from ray_durable.errors import CorruptLogError, FencedError
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.ports import Clock
 from ray_durable.runtime.supervisor import ORPHAN_AGE_US
@@ -53,8 +53,12 @@ class Lease:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Lease:
-        """Inverse of `to_json`."""
-        return cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
+        """Inverse of `to_json`. CorruptLogError for what is no lease."""
+        kinds = {"epoch": int, "cluster": str, "host": str, "boot": str, "pid": int, "renewed_us": int}
+        found = {name: fields.get(name) for name in kinds}
+        if any(type(found[name]) is not kind for name, kind in kinds.items()):
+            raise CorruptLogError("The hub's lease is damaged: remove lease/holder if nothing runs", key="lease/holder")
+        return cls(**found)  # type: ignore[arg-type]  # looked at just above
 
     def to_json(self) -> dict[str, Any]:
         """What is stored."""
@@ -83,7 +87,7 @@ class LeaseKeeper:
 
     async def renew_lease(self) -> None:
         """Renew; FencedError once a higher epoch exists."""
-        newest = await current_hub_epoch(self._hub.store, self._hub.keys)
+        newest = await current_hub_epoch(self._hub.store, self._hub.keys, known=self._lease.epoch)
         if newest > self._lease.epoch:
             key = self._hub.keys.hub_epoch(newest)
             raise FencedError(f"hub epoch {newest} replaced {self._lease.epoch}", key=key)
@@ -125,7 +129,7 @@ async def find_lease(hub: OpenHub) -> Lease | None:
     """
     epoch = await current_hub_epoch(hub.store, hub.keys)
     fields = await read_lease(hub.store, hub.keys)
-    if fields is None or fields.get("epoch", 0) < epoch:
+    if fields is None or not isinstance(fields.get("epoch"), int) or fields["epoch"] < epoch:
         fields = await read_hub_epoch(hub.store, hub.keys, epoch)
     return None if fields is None else Lease.from_json(fields)
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ray_durable.engine import Counts, RuntimeStatus
+from ray_durable.errors import CorruptLogError
 
 __all__ = ["InstanceStatus", "Owner", "Progress", "summarize"]
 
@@ -68,8 +69,25 @@ class InstanceStatus:
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any], *, problem: str | None = None) -> InstanceStatus:
-        """The status that the header of a segment tells."""
-        owner = summary.get("owner")
+        """The status that the header of a segment tells.
+
+        Raises:
+            CorruptLogError: it tells none; another program wrote it.
+        """
+        try:
+            return cls._read(summary, problem)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CorruptLogError(
+                f"The status summary of instance {summary.get('instance')!r:.80} is not understood "
+                f"({type(error).__name__}): run storage/verify.py",
+                key=str(summary.get("instance")),
+            ) from error
+
+    @classmethod
+    def _read(cls, summary: Mapping[str, Any], problem: str | None) -> InstanceStatus:
+        owner, texts = summary.get("owner"), (summary["instance"], summary["name"])
+        if not all(isinstance(text, str) for text in texts) or not isinstance(summary["execution"], int):
+            raise TypeError("a field of another type")
         return cls(
             instance_id=summary["instance"],
             name=summary["name"],

@@ -19,6 +19,8 @@ from ray_durable.storage.hub import (
     claim_hub_epoch,
     create_hub,
     current_hub_epoch,
+    free_hub_epoch,
+    is_signed,
     read_hub_epoch,
     read_lease,
     read_settings,
@@ -38,6 +40,7 @@ from ray_durable.storage.log import (
 from ray_durable.storage.pacing import Pacing, persist
 from ray_durable.storage.removal import Retired, bury, list_retired, remove_execution, remove_retired, retire
 from ray_durable.storage.segment import FORMAT_VERSION, Segment, SegmentHeader, decode_segment, encode_segment
+from ray_durable.storage.signing import Signer
 from ray_durable.storage.store import ObjectStore, open_store, probe
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "RunLog",
     "Segment",
     "SegmentHeader",
+    "Signer",
     "add_open",
     "bury",
     "check_hub_name",
@@ -65,7 +69,9 @@ __all__ = [
     "encode_segment",
     "find_open",
     "forget_ended",
+    "free_hub_epoch",
     "get_blob",
+    "is_signed",
     "latest_execution",
     "list_ended",
     "list_executions",

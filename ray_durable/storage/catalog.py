@@ -1,20 +1,21 @@
 """What listing and recovery need: the open set of unfinished instances, and summaries of ended ones.
 
 All of it is derived from the logs and never trusted over them. Objects that are no entries (half-written by somebody,
-foreign) are skipped.
+foreign, of another place, in a signed hub not signed) are skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from itertools import repeat
+from typing import Any, TypeGuard, TypeVar
 
-from ray_durable.storage.keys import HubKeys, escape
+from ray_durable.storage.keys import HubKeys, encode_id, escape, is_instance_id
+from ray_durable.storage.objects import pack_object, unpack_object
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
@@ -23,6 +24,8 @@ __all__ = ["EndedPage", "OpenEntry", "add_open", "find_open", "list_ended", "lis
 T = TypeVar("T")
 
 _READS_AT_ONCE = 32
+_COUNT_END = 2**53
+"""Above every count and time in microseconds that there can be: the year 2255."""
 _DAY = re.compile(r"[0-9]{8}/")
 _ENDED = re.compile(r"(?P<created_ms>[0-9]{13,})\.(?P<status>[a-z]+)\.(?P<id>[a-z0-9_%-]+)")
 
@@ -68,9 +71,8 @@ async def add_open(store: ObjectStore, keys: HubKeys, entry: OpenEntry) -> None:
         fields["problem"] = entry.problem
     if entry.wake is not None:
         fields["wake"] = dict(entry.wake)
-    await store.put(
-        keys.open_entry(entry.instance_id), json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    )
+    key = keys.open_entry(entry.instance_id)
+    await store.put(key, pack_object(keys, key, fields))
 
 
 async def remove_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> None:
@@ -80,7 +82,8 @@ async def remove_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> No
 
 async def find_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> OpenEntry | None:
     """The entry of an instance; None if it is not in the open set."""
-    return _open_entry(await store.get(keys.open_entry(instance_id)))
+    key = keys.open_entry(instance_id)
+    return _open_entry(keys, key, await store.get(key))
 
 
 async def list_open(store: ObjectStore, keys: HubKeys, *, cache: dict[str, OpenEntry] | None = None) -> list[OpenEntry]:
@@ -92,48 +95,44 @@ async def list_open(store: ObjectStore, keys: HubKeys, *, cache: dict[str, OpenE
     cache = {} if cache is None else cache
     names = [name for name in await store.list_folder(keys.open_set) if not name.endswith("/")]
     new = [name for name in names if name not in cache]
-    found = await _in_groups(store.get, [f"{keys.open_set}{name}" for name in new])
-    read = {name: entry for name, data in zip(new, found, strict=True) if (entry := _open_entry(data)) is not None}
+    paths = [f"{keys.open_set}{name}" for name in new]
+    found = map(_open_entry, repeat(keys), paths, await _in_groups(store.get, paths))
+    read = {name: entry for name, entry in zip(new, found, strict=True) if entry is not None}
     entries = {name: cache.get(name) or read[name] for name in names if name in cache or name in read}
     cache.clear()
     cache.update(entries)
     return sorted(entries.values(), key=lambda entry: (entry.entered_us, entry.instance_id))
 
 
-def _open_entry(data: bytes | None) -> OpenEntry | None:
-    fields = _fields(data)
-    texts = [fields.get(name) for name in ("instance", "name", "request_id")]
-    entered_us = fields.get("entered_us")
-    if fields.get("v") != FORMAT_VERSION or not isinstance(entered_us, int):
+def _open_entry(keys: HubKeys, key: str, data: bytes | None) -> OpenEntry | None:
+    """The entry in `data`. What it tells beside its identity is a hint, and left out if it makes no sense."""
+    fields = unpack_object(keys, key, data)
+    instance_id, entered_us, depth = fields.get("instance"), fields.get("entered_us"), fields.get("depth")
+    texts = [fields.get(name) for name in ("name", "request_id")]
+    problem, wake = fields.get("problem"), fields.get("wake")
+    if fields.get("v") != FORMAT_VERSION or not is_instance_id(instance_id) or keys.open_entry(instance_id) != key:
         return None
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in texts) or not _is_count(entered_us):
         return None
     return OpenEntry(
-        instance_id=fields["instance"],
+        instance_id=instance_id,
         name=fields["name"],
         request_id=fields["request_id"],
         entered_us=entered_us,
-        depth=fields.get("depth", 0),
-        problem=fields.get("problem"),
-        wake=fields.get("wake"),
+        depth=depth if _is_count(depth) else 0,
+        problem=problem if isinstance(problem, str) else None,
+        wake=wake if isinstance(wake, dict) and all(map(_is_count, wake.values())) else None,
     )
 
 
-def _fields(data: bytes | None) -> dict[str, Any]:
-    """The JSON object in `data`; an empty one if it holds something else."""
-    try:
-        fields = json.loads(data or b"{}")
-    except ValueError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _COUNT_END
 
 
 async def record_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, Any]) -> None:
     """Leave the summary of an ended instance (the status in the header of its last segment)."""
     key = keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])
-    await store.put(
-        key, json.dumps({"v": FORMAT_VERSION, **summary}, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    )
+    await store.put(key, pack_object(keys, key, {"v": FORMAT_VERSION, **summary}))
 
 
 async def forget_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, Any]) -> None:
@@ -141,8 +140,10 @@ async def forget_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, 
 
     Not that of a later one, which has the same name if it was rewound and ended in the same way.
     """
+    if not _is_summary(summary):
+        return  # of a log that another program wrote: no entry can be of it
     key = keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])
-    if _fields(await store.get(key)).get("execution") == summary["execution"]:
+    if unpack_object(keys, key, await store.get(key)).get("execution") == summary.get("execution"):
         await store.delete_many([key])
 
 
@@ -179,7 +180,8 @@ async def list_ended(
         if len(found) > limit:
             break
     page = found[:limit]
-    summaries = map(_summary, await _in_groups(store.get, [f"{keys.ended}{path}" for path in page]))
+    paths = [f"{keys.ended}{path}" for path in page]
+    summaries = map(_summary, repeat(keys), paths, await _in_groups(store.get, paths))
     return EndedPage(
         summaries=tuple(
             summary
@@ -211,11 +213,19 @@ def _matches(name: str, wanted: set[str] | None, prefix: str, from_us: int | Non
     return "%%" in parts["id"] or parts["id"].startswith(escape(prefix))
 
 
-def _summary(data: bytes | None) -> Mapping[str, Any] | None:
-    summary = _fields(data)
-    types = {"v": int, "instance": str, "runtime_status": str, "created_us": int}
-    is_summary = all(isinstance(summary.get(name), kind) for name, kind in types.items())
-    return summary if is_summary and summary["v"] == FORMAT_VERSION else None
+def _summary(keys: HubKeys, key: str, data: bytes | None) -> Mapping[str, Any] | None:
+    summary = unpack_object(keys, key, data)
+    if summary.get("v") != FORMAT_VERSION or not _is_summary(summary):
+        return None
+    # What lies under another's name was put there by somebody else.
+    name = f".{summary['runtime_status'].lower()}.{encode_id(summary['instance'])}"
+    return summary if key.endswith(name) else None
+
+
+def _is_summary(summary: Mapping[str, Any]) -> bool:
+    """Whether it has what the name of an entry is made of."""
+    instance_id, status, created_us = (summary.get(name) for name in ("instance", "runtime_status", "created_us"))
+    return is_instance_id(instance_id) and isinstance(status, str) and status.isalpha() and _is_count(created_us)
 
 
 async def _in_groups(read: Callable[[str], Awaitable[T]], names: Sequence[str]) -> list[T]:

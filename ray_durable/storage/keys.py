@@ -1,19 +1,22 @@
 """Every object name of a hub, in one place. storage/FORMAT.md is the norm.
 
 Keys are relative to the store's root. Ids are encoded so that none leaves its place and no two meet, also where file
-names ignore case.
+names ignore case. Runs and digests come from what was read, so they are looked at before they become part of a name.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import TypeGuard
 
-from ray_durable.errors import InvalidIdError
+from ray_durable.errors import CorruptLogError, InvalidIdError
+from ray_durable.storage.signing import Signer
 
 __all__ = [
     "SEGMENTS_PER_FOLDER",
@@ -22,6 +25,7 @@ __all__ = [
     "check_instance_id",
     "encode_id",
     "escape",
+    "is_instance_id",
     "numbers",
 ]
 
@@ -32,6 +36,8 @@ _ID_CHARS_MAX = 256
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 _ENCODED_CHARS_MAX = 150
 _HEAD_CHARS = 80
+_RUN = re.compile(r"[0-9a-f]{32}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check_instance_id(instance_id: str) -> None:
@@ -46,6 +52,11 @@ def check_instance_id(instance_id: str) -> None:
             f"The instance id {instance_id!r:.80} {reason}: give 1 to {_ID_CHARS_MAX} characters without / \\ # ? "
             "or control characters, not beginning with @ and without two dots in a row"
         )
+
+
+def is_instance_id(value: object) -> TypeGuard[str]:
+    """Whether `value` may be used as an instance id: what was read may be anything."""
+    return _id_fault(value) is None
 
 
 def check_hub_name(hub: str) -> None:
@@ -115,11 +126,23 @@ def _spread(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:2]
 
 
+def _checked(form: re.Pattern[str], name: object, kind: str) -> str:
+    if not (isinstance(name, str) and form.fullmatch(name)):
+        raise CorruptLogError(
+            f"{name!r:.80} is no {kind}, so an object that names it is damaged: run storage/verify.py", key=""
+        )
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class HubKeys:
-    """The names of one hub's objects. Folders end with a slash."""
+    """The names of one hub's objects, and in a signed hub the `signer` that authenticates what lies there.
+
+    Folders end with a slash. CorruptLogError for a run or digest that is none: it would name something else.
+    """
 
     hub: str
+    signer: Signer | None = None
 
     @property
     def settings(self) -> str:
@@ -144,7 +167,7 @@ class HubKeys:
 
     def run(self, run: str) -> str:
         """Folder of all that belongs to a run."""
-        return f"{self.hub}/runs/{_spread(run)}/{run}/"
+        return f"{self.hub}/runs/{_spread(_checked(_RUN, run, 'run'))}/{run}/"
 
     def log(self, run: str) -> str:
         """Folder of a run's folders of segments."""
@@ -160,11 +183,11 @@ class HubKeys:
 
     def blob(self, run: str, digest: str) -> str:
         """A payload stored on its own."""
-        return f"{self.run(run)}blobs/{digest}"
+        return f"{self.run(run)}blobs/{_checked(_DIGEST, digest, 'digest')}"
 
     def code(self, digest: str) -> str:
         """Functions captured by value."""
-        return f"{self.hub}/code/{digest}"
+        return f"{self.hub}/code/{_checked(_DIGEST, digest, 'digest')}"
 
     @property
     def open_set(self) -> str:

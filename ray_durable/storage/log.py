@@ -26,6 +26,7 @@ from ray_durable.errors import (
     StoreUnavailableError,
 )
 from ray_durable.storage.keys import SEGMENTS_PER_FOLDER, HubKeys, numbers
+from ray_durable.storage.objects import is_authentic
 from ray_durable.storage.pacing import Pacing, put_settled
 from ray_durable.storage.segment import Segment, SegmentHeader, decode_segment, encode_segment
 from ray_durable.storage.store import ObjectStore
@@ -72,9 +73,20 @@ class Executions:
 async def list_executions(store: ObjectStore, keys: HubKeys, instance_id: str) -> Executions:
     """Which executions of an instance there are."""
     names = await store.list_folder(keys.executions(instance_id))
-    tombstones = (name.removeprefix("purged.") for name in names if name.startswith("purged."))
-    purged = max(numbers(tombstones, 6), default=0)
+    tombstones = numbers((name.removeprefix("purged.") for name in names if name.startswith("purged.")), 6)
+    while tombstones and not await _is_tombstone(store, keys, instance_id, tombstones[-1]):
+        tombstones.pop()
+    purged = tombstones[-1] if tombstones else 0
     return Executions(numbers=tuple(number for number in numbers(names, 6) if number > purged), purged=purged)
+
+
+async def _is_tombstone(store: ObjectStore, keys: HubKeys, instance_id: str, through: int) -> bool:
+    """Whether a listed tombstone counts: in a signed hub, one that somebody without the key made does not."""
+    if keys.signer is None:
+        return True
+    key = keys.purged(instance_id, through)
+    data = await store.get(key)
+    return data is not None and is_authentic(keys, key, data)
 
 
 async def latest_execution(store: ObjectStore, keys: HubKeys, instance_id: str) -> int | None:
@@ -114,11 +126,11 @@ async def create_execution(
         written_us=pacing.now_us(),
         status=status,
     )
-    data, _ = encode_segment(key, header, lines, sections)
+    data, _ = encode_segment(key, header, lines, sections, signer=keys.signer)
     found = await put_settled(store, key, data, pacing)
     if found is None:
         return None
-    existing = decode_segment(key, found)
+    existing = decode_segment(key, found, signer=keys.signer)
     _check_place(existing, instance=instance_id, execution=execution, run=existing.header.run, seq=0)
     request_id = status.get("request_id")
     is_same = request_id is not None and existing.header.status.get("request_id") == request_id
@@ -134,7 +146,7 @@ async def read_start(store: ObjectStore, keys: HubKeys, instance_id: str, execut
             f"There is no instance {instance_id!r} in this hub: check the id, the root and the hub's name",
             instance_id=instance_id,
         )
-    segment = decode_segment(key, data)
+    segment = decode_segment(key, data, signer=keys.signer)
     _check_place(segment, instance=instance_id, execution=execution, run=segment.header.run, seq=0)
     return segment
 
@@ -163,7 +175,7 @@ async def read_tail(store: ObjectStore, keys: HubKeys, instance_id: str, executi
     data = await store.get(keys.segment(run, seq))
     if data is None:
         raise StoreUnavailableError(f"{keys.segment(run, seq)} is listed and cannot be read", url=store.url)
-    segment = decode_segment(keys.segment(run, seq), data)
+    segment = decode_segment(keys.segment(run, seq), data, signer=keys.signer)
     _check_place(segment, instance=instance_id, execution=execution, run=run, seq=seq)
     return segment
 
@@ -315,7 +327,7 @@ class RunLog:
             claim=epoch is not None,
             previous=self.tail.digest,
         )
-        data, segment = encode_segment(key, header, lines, sections)
+        data, segment = encode_segment(key, header, lines, sections, signer=self._keys.signer)
         # Whoever is interrupted here does not know the append's fate.
         self._is_usable = False
         found = await put_settled(self._store, key, data, self._pacing)
@@ -345,7 +357,7 @@ class RunLog:
 
     def _take(self, seq: int, data: bytes) -> None:
         """Check a segment's place and enter it."""
-        segment = decode_segment(self._keys.segment(self.run, seq), data)
+        segment = decode_segment(self._keys.segment(self.run, seq), data, signer=self._keys.signer)
         _check_place(segment, instance=self.instance_id, execution=self.execution, run=self.run, seq=seq)
         fault = self._misfit(segment.header)
         if fault is not None:

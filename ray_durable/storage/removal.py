@@ -7,21 +7,22 @@ it: all of a run first, its segment 0 last, so that what was interrupted is foun
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ray_durable.errors import CorruptLogError, InstanceNotFoundError
 from ray_durable.storage.catalog import forget_ended
-from ray_durable.storage.keys import HubKeys
+from ray_durable.storage.keys import HubKeys, encode_id, is_instance_id, numbers
 from ray_durable.storage.log import list_executions, read_start, read_tail
+from ray_durable.storage.objects import is_authentic, pack_object, unpack_object
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
 __all__ = ["Retired", "bury", "list_retired", "remove_execution", "remove_retired", "retire"]
 
 _NAMES_AT_ONCE = 1_000
+_DUE = re.compile(r"[0-9]{13,16}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,28 +36,37 @@ class Retired:
 
 async def bury(store: ObjectStore, keys: HubKeys, instance_id: str, through: int) -> None:
     """Leave the tombstone of the executions up to `through`: from now on they are not there for anybody."""
-    data = json.dumps({"v": FORMAT_VERSION, "instance": instance_id, "through": through}).encode()
-    await store.put_if_absent(keys.purged(instance_id, through), data)
+    key = keys.purged(instance_id, through)
+    data = pack_object(keys, key, {"v": FORMAT_VERSION, "instance": instance_id, "through": through})
+    if not await store.put_if_absent(key, data):
+        found = await store.get(key)
+        if found is not None and not is_authentic(keys, key, found):
+            # Somebody without the hub's key was here before, and is not believed.
+            await store.put(key, data)
 
 
 async def retire(store: ObjectStore, keys: HubKeys, retired: Retired) -> None:
     """Enter executions into the queue of what is to be removed."""
     fields = {"v": FORMAT_VERSION, "instance": retired.instance_id, "through": retired.through}
     key = keys.retired_entry(retired.instance_id, retired.due_us)
-    await store.put(key, json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+    await store.put(key, pack_object(keys, key, fields))
 
 
 async def list_retired(store: ObjectStore, keys: HubKeys, now_us: int) -> Sequence[tuple[str, Retired]]:
-    """What is due by `now_us`: the name of each entry, and what it says. Objects that are no entries are skipped."""
+    """What is due by `now_us`: the name of each entry, and what it says.
+
+    Objects that are no entries are skipped, and entries of another place: what they ask for cannot be undone.
+    """
     due: list[tuple[str, Retired]] = []
     for name in await store.list_folder(keys.retired):
         due_ms = name.partition(".")[0]
-        if not due_ms.isdigit() or int(due_ms) * 1_000 > now_us:
+        if not _DUE.fullmatch(due_ms) or int(due_ms) * 1_000 > now_us:
             continue
-        fields = _fields(await store.get(f"{keys.retired}{name}"))
-        if isinstance(fields.get("instance"), str) and isinstance(fields.get("through"), int):
-            retired = Retired(instance_id=fields["instance"], through=fields["through"], due_us=int(due_ms) * 1_000)
-            due.append((f"{keys.retired}{name}", retired))
+        key = f"{keys.retired}{name}"
+        fields = unpack_object(keys, key, await store.get(key))
+        instance_id, through = fields.get("instance"), fields.get("through")
+        if is_instance_id(instance_id) and type(through) is int and name == f"{due_ms}.{encode_id(instance_id)}":
+            due.append((key, Retired(instance_id=instance_id, through=through, due_us=int(due_ms) * 1_000)))
     return due
 
 
@@ -70,7 +80,7 @@ async def remove_retired(store: ObjectStore, keys: HubKeys, key: str, retired: R
     if executions.latest is None or executions.latest > through:
         await _forget_summary(store, keys, instance_id, through)
         names = await store.list_folder(keys.executions(instance_id))
-        for number in sorted(int(name) for name in names if name.isdigit()):
+        for number in numbers(names, 6):
             if number <= through:
                 await remove_execution(store, keys, instance_id, number)
     await store.delete_many([key])
@@ -89,9 +99,10 @@ async def remove_execution(store: ObjectStore, keys: HubKeys, instance_id: str, 
     """Remove an execution with all that belongs to its run, unless it is gone. A damaged one stays, to be looked at."""
     try:
         start = await read_start(store, keys, instance_id, execution)
+        folder = keys.run(start.header.run)
     except (CorruptLogError, InstanceNotFoundError):
         return
-    await _remove_folder(store, keys.run(start.header.run))
+    await _remove_folder(store, folder)
     await store.delete_many([keys.execution(instance_id, execution)])
 
 
@@ -104,11 +115,3 @@ async def _remove_folder(store: ObjectStore, folder: str) -> None:
     for begin in range(0, len(objects), _NAMES_AT_ONCE):
         await store.delete_many(objects[begin : begin + _NAMES_AT_ONCE])
     await store.delete_many([folder])
-
-
-def _fields(data: bytes | None) -> dict[str, Any]:
-    try:
-        fields = json.loads(data or b"{}")
-    except ValueError:
-        return {}
-    return fields if isinstance(fields, dict) else {}

@@ -1,18 +1,21 @@
 """A segment: one immutable object of the log, self-describing and checksummed. storage/FORMAT.md is the norm.
 
 The first line is a JSON header; then one event a line, as the caller encoded them; then raw sections. The checksum in
-the header covers the whole object, and is the name by which the next segment refers to this one.
+the header covers the whole object, and is the name by which the next segment refers to this one. In a signed hub a mac
+stands before it, which is checked before anything of the object is parsed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray_durable.errors import CorruptLogError, PayloadTooLargeError
+from ray_durable.storage.signing import MAC_CHARS, Signer
 
 __all__ = ["FORMAT_VERSION", "SEGMENT_BYTES_MAX", "Segment", "SegmentHeader", "decode_segment", "encode_segment"]
 
@@ -22,6 +25,8 @@ SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 
 _ZEROS = b"0" * 64
 _TAIL = b',"sha256":"' + _ZEROS + b'"}\n'
+_MAC = b',"mac":"'
+_MAC_END = re.compile(rb',"mac":"([0-9a-f]{8})\.([0-9a-f]{64})"\Z')
 
 _text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -62,9 +67,14 @@ class Segment:
 
 
 def encode_segment(
-    key: str, header: SegmentHeader, lines: Sequence[bytes], sections: Sequence[bytes]
+    key: str,
+    header: SegmentHeader,
+    lines: Sequence[bytes],
+    sections: Sequence[bytes],
+    *,
+    signer: Signer | None = None,
 ) -> tuple[bytes, Segment]:
-    """The bytes of a segment, and the segment as a reader will see it.
+    """The bytes of a segment that is to lie at `key`, and the segment as a reader will see it.
 
     Raises:
         PayloadTooLargeError: it would be over the limit of one object.
@@ -93,7 +103,7 @@ def encode_segment(
     body = b"".join((text, *sections))
     # UTF-8 cannot hold lone surrogates; what Python writes for one is JSON's escape too.
     head = _text(fields)[:-1].encode("utf-8", "backslashreplace")
-    size = len(head) + len(_TAIL) + len(body)
+    size = len(head) + len(_TAIL) + len(body) + (0 if signer is None else len(_MAC) + MAC_CHARS + 1)
     if size > SEGMENT_BYTES_MAX:
         raise PayloadTooLargeError(
             f"One turn of instance {header.instance!r} caused {size} bytes of history, more than the "
@@ -103,6 +113,9 @@ def encode_segment(
             size_bytes=size,
             limit_bytes=SEGMENT_BYTES_MAX,
         )
+    if signer is not None:
+        head += _MAC + signer.key_id.encode() + b"."
+        head += signer.sign(key, head, _ZEROS, b'"', _TAIL, body).encode() + b'"'
     hashed = hashlib.sha256(head)
     hashed.update(_TAIL)
     hashed.update(body)
@@ -112,11 +125,11 @@ def encode_segment(
     return data, segment
 
 
-def decode_segment(key: str, data: bytes) -> Segment:
-    """The segment in `data`, which was read from `key`.
+def decode_segment(key: str, data: bytes, *, signer: Signer | None = None) -> Segment:
+    """The segment in `data`, which was read from `key`. With a `signer`, one that it vouches for.
 
     Raises:
-        CorruptLogError: the bytes are damaged, of an unknown version, or no segment.
+        CorruptLogError: the bytes are damaged, of an unknown version, no segment, or not authentic.
     """
     end = data.find(b"\n") + 1
     head, body = data[:end], data[end:]
@@ -128,6 +141,8 @@ def decode_segment(key: str, data: bytes) -> Segment:
     hashed.update(body)
     if hashed.hexdigest() != stored:
         raise _corrupt(key, "its bytes do not match its checksum")
+    if signer is not None:
+        _authenticate(signer, key, head[: -len(_TAIL)], body)
     try:
         fields = json.loads(head)
         if fields["v"] != FORMAT_VERSION:
@@ -151,9 +166,25 @@ def decode_segment(key: str, data: bytes) -> Segment:
             previous=fields.get("previous"),
         )
         lines, sections = _split(body, header.count, fields["sections"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _corrupt(key, f"its header is not understood ({error!r})") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _corrupt(key, f"its header is not understood ({type(error).__name__}: {error!s:.200})") from error
     return Segment(key=key, header=header, lines=lines, sections=sections, digest=stored)
+
+
+def _authenticate(signer: Signer, key: str, head: bytes, body: bytes) -> None:
+    """CorruptLogError unless the mac at the end of `head` is ours, for this place and these bytes."""
+    found = _MAC_END.search(head, max(0, len(head) - len(_MAC) - MAC_CHARS - 1))
+    if found is None:
+        raise _refused(key, "it is not signed, and this hub is")
+    key_id = found[1].decode()
+    if key_id not in signer.key_ids:
+        raise _refused(
+            key,
+            f"it is signed with the key {key_id}, which is not among those that were given "
+            f"({', '.join(signer.key_ids)}). If that was a key of yours, add it to them",
+        )
+    if not signer.verifies(key_id, found[2].decode(), key, head[: found.start(2)], _ZEROS, b'"', _TAIL, body):
+        raise _refused(key, "its signature is not for these bytes at this place: it was changed, moved or made up")
 
 
 def _check_types(fields: Mapping[str, Any]) -> None:
@@ -177,6 +208,14 @@ def _split(body: bytes, count: int, sizes: Sequence[int]) -> tuple[tuple[bytes, 
         sections.append(body[position : position + size])
         position += size
     return tuple(lines), tuple(sections)
+
+
+def _refused(key: str, reason: str) -> CorruptLogError:
+    return CorruptLogError(
+        f"{key} is not authentic: {reason}. Nothing of it is used. Restore the object from a version of the bucket, "
+        "and find out who can write there",
+        key=key,
+    )
 
 
 def _corrupt(key: str, reason: str) -> CorruptLogError:

@@ -31,7 +31,7 @@ from ray_durable.runtime.explanation import Explanation
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import Lease, find_lease, is_cluster_reachable
 from ray_durable.runtime.ports import SystemClock
-from ray_durable.storage import claim_hub_epoch, current_hub_epoch, write_lease
+from ray_durable.storage import claim_hub_epoch, free_hub_epoch, write_lease
 
 __all__ = ["Connection"]
 
@@ -231,7 +231,7 @@ class Connection:
     async def _claim_epoch(self) -> int | None:
         """Claim the next hub epoch for this cluster and write its first lease; None if another was quicker."""
         hub = self._hub
-        epoch = 1 + await current_hub_epoch(hub.store, hub.keys)
+        epoch = await free_hub_epoch(hub.store, hub.keys)
         lease = self._lease_of(epoch)
         # The nonce tells our claim from one that another process made at the same moment.
         claim = {**lease.to_json(), "nonce": secrets.token_hex(8)}
