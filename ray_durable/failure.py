@@ -25,8 +25,8 @@ class Failure:
 
     `kind` tells whose fault it was: the user's code ("application"), a lost worker or node ("system"), a cancellation
     or a timeout. `type_name` is the exception's class name, `traceback` the formatted text (may be empty).
-    `non_retryable` failures are not retried, whatever the policy. `cause` is the failure that led to this one. `bases`
-    are the class names of the exception's bases, up to Exception.
+    `non_retryable` failures are not retried, whatever the policy. `cause` is the failure that led to this one: what it
+    was raised from, or while that was handled. `bases` are the class names of the exception's bases, up to Exception.
     """
 
     kind: FailureKind = "application"
@@ -86,12 +86,13 @@ def _bases_of(error_type: type[BaseException]) -> tuple[str, ...]:
 
 
 def _failure_behind(error: BaseException, depth: int = 0) -> Failure | None:
-    """The failure that an error of ours carries: this one, the first in a group, or what it was raised from."""
+    """The failure that an error of ours carries: this one, the first in a group, or what Python's traceback shows
+    behind it."""
     found = _failure_in(error)
     if found is not None or depth == _DEPTH_MAX:
         return found
     behind = [*error.exceptions] if isinstance(error, BaseExceptionGroup) else []
-    cause = _probe(lambda: error.__cause__, None)
+    cause = _probe(lambda: error.__cause__ or (None if error.__suppress_context__ else error.__context__), None)
     behind += [] if cause is None else [cause]
     failures = (_failure_behind(one, depth + 1) for one in behind)
     return next((failure for failure in failures if failure is not None), None)

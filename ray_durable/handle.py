@@ -117,8 +117,9 @@ class Handle(Generic[R_co]):
     def rewind(self, reason: str = "") -> None:
         """Let a failed instance go on from before its failure: the activities and instances that failed run again.
 
-        Results that were recorded stay. Where the orchestrator's own code failed, its last step runs again, with the
-        code of now.
+        Results that were recorded stay. What failed is what the instance's error came from (`raise ... from`, raised in
+        an `except` block, in a group), and what had failed when the code, without calling anything more, gave up. Where
+        nothing did, and the orchestrator's own code failed, its last step runs again, with the code of now.
 
         Raises:
             InstanceNotFoundError, InstanceActiveError: there is nothing, or nothing that has ended.

@@ -128,8 +128,10 @@ def fork(
 def plan_rewind(history: Sequence[Event]) -> tuple[int, tuple[int, ...]]:
     """How a failed execution is rewound: the number of the last event to copy, and the outcomes behind it to keep.
 
-    A failed activity or instance that the failure names is as if it had not been answered. Where the code itself
-    failed, the step in which it did runs again. A termination is as if it had not come.
+    A failed activity or instance that the failure names is as if it had not been answered, and so is one that failed
+    since the code asked for anything the last time: code that looks at what failed and then raises an error of its own
+    names nothing. Where only the code failed, the step in which it did runs again. A termination is as if it had not
+    come.
     """
     end = history[-1]
     assert isinstance(end, ExecutionCompleted), "only what has ended is rewound"
@@ -139,6 +141,7 @@ def plan_rewind(history: Sequence[Event]) -> tuple[int, tuple[int, ...]]:
     culprit = _culprit(history, end.failure)
     if culprit is None and end.failure.type_name in _NOT_RECORDED_AGAIN and end.failure.kind == "system":
         return end.number - 1, ()
+    culprit = culprit or _failed_last(history)
     if culprit is None:
         return next(event.number for event in reversed(history) if isinstance(event, Input)), ()
     through = culprit - 1
@@ -245,14 +248,26 @@ def _culprit(history: Sequence[Event], failure: Failure) -> int | None:
         failure = failure.cause
     found: int | None = None
     for event in reversed(history):
-        if found is not None and isinstance(
-            event, TaskScheduled | MapScheduled | MapItemsScheduled | SubOrchestrationInstanceCreated
-        ):
+        if found is not None and isinstance(event, _CALLS):
             break
         failures = _failures(event)
         if failures and (found is not None or any(one in chain for one in failures)):
             found = event.number
     return found
+
+
+def _failed_last(history: Sequence[Event]) -> int | None:
+    """The number of the earliest failed outcome behind the last call that the code made."""
+    found: int | None = None
+    for event in reversed(history):
+        if isinstance(event, _CALLS):
+            break
+        if _failures(event):
+            found = event.number
+    return found
+
+
+_CALLS = TaskScheduled | MapScheduled | MapItemsScheduled | SubOrchestrationInstanceCreated
 
 
 def _failures(event: Event) -> Sequence[Failure]:

@@ -162,6 +162,35 @@ async def three_steps(ctx: durable.OrchestrationContext, names: list[str]) -> li
 
 
 @durable.orchestrator
+async def compensates(ctx: durable.OrchestrationContext, names: list[str]) -> list[str]:
+    """Raises an error of its own where a call failed, once it has undone the one before."""
+    try:
+        return [await ctx.call_activity(work, name) for name in names]
+    except durable.ActivityError:
+        await ctx.call_activity(work, "undo")
+        raise RuntimeError("undone")  # noqa: B904  # As people write it.
+
+
+@durable.orchestrator
+async def conceals(ctx: durable.OrchestrationContext, names: list[str]) -> list[str]:
+    """Raises an error of its own that does not say from what it came."""
+    try:
+        return [await ctx.call_activity(work, name) for name in names]
+    except durable.ActivityError:
+        raise RuntimeError("it went wrong") from None
+
+
+@durable.orchestrator
+async def counts_failures(ctx: durable.OrchestrationContext, names: list[str]) -> list[str]:
+    """Raises an error of its own that never met those of its calls."""
+    calls = [ctx.call_activity(work, name) for name in names]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    if failed := [one for one in outcomes if isinstance(one, BaseException)]:
+        raise RuntimeError(f"{len(failed)} went wrong")
+    return [str(one) for one in outcomes]
+
+
+@durable.orchestrator
 async def side_by_side(ctx: durable.OrchestrationContext, names: list[str]) -> list[str]:
     return await asyncio.gather(*[ctx.call_activity(work, name) for name in names])
 

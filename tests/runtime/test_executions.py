@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+import ray_durable as durable
 from ray_durable.engine import EventRaised, ExecutionRestarted, ExecutionRewound, RuntimeStatus, TaskCompleted
 from ray_durable.errors import (
     ConfigurationError,
@@ -319,6 +320,23 @@ class TestRewind:
         await town.rewind()
         assert await town.result_of() == [name.upper() for name in names]
         assert ran_again() == {"work n3"}
+
+    @pytest.mark.parametrize("orchestrator", [model.compensates, model.conceals, model.counts_failures])
+    @simulated
+    async def test_what_failed_runs_again_though_the_code_raised_an_error_of_its_own(
+        self, orchestrator: durable.Orchestrator[[list[str]], list[str]]
+    ) -> None:
+        """Whether that error shows what it came from or not."""
+        town = Town()
+        model.reset()
+        model.broken.add("work b")
+        await town.start(orchestrator, ["a", "b", "c"])
+        await town.ended()
+        await town.settled()
+        model.broken.clear()
+        await town.rewind()
+        assert await town.result_of() == ["A", "B", "C"]
+        assert ran_again() == {"work b"}
 
     @simulated
     async def test_a_failed_child_is_rewound_with_its_parent(self) -> None:

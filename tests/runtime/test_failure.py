@@ -84,7 +84,7 @@ def test_a_type_that_does_not_tell_its_name_makes_a_failure() -> None:
 
 
 def test_the_failure_that_led_to_an_error_is_kept() -> None:
-    """Carried by the error itself, or by its cause."""
+    """Carried by the error itself, by its cause, or by what was handled when it was raised."""
     inner = Failure(type_name="ValueError", message="first")
     carrier = Exception("failed")
     carrier.failure = inner  # type: ignore[attr-defined]
@@ -92,3 +92,9 @@ def test_the_failure_that_led_to_an_error_is_kept() -> None:
     outer.__cause__ = carrier
     assert Failure.from_exception(carrier).cause == inner
     assert Failure.from_exception(outer).cause == inner
+
+    handled = KeyError("while that was handled")
+    handled.__context__ = carrier
+    assert Failure.from_exception(handled).cause == inner
+    handled.__suppress_context__ = True
+    assert Failure.from_exception(handled).cause is None
