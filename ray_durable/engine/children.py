@@ -22,7 +22,7 @@ from ray_durable.engine.futures import CommandFuture, fail
 from ray_durable.engine.journal import Journal
 from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.source import Source, calling_source
-from ray_durable.engine.timers import Timers
+from ray_durable.engine.timers import Retried, Timers
 from ray_durable.errors import SubOrchestrationError
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
@@ -159,7 +159,9 @@ class Children:
         elif delay_us == 0:
             self._retry(call)
         else:
-            call.timer = self._timers.create(self._journal.time_us + delay_us, lambda: self._retry(call), call.source)
+            following = Retried(kind="sub-orchestration", name=call.origin.name, attempt=call.latest.attempt + 1)
+            due_us = self._journal.time_us + delay_us
+            call.timer = self._timers.create(due_us, lambda: self._retry(call), call.source, following)
 
     def cancel(self, call: _Call) -> None:
         """Nobody waits for the call any more."""

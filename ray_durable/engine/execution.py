@@ -120,6 +120,7 @@ class Execution(ExecutionCommands):
     def __init__(self, main: Main) -> None:
         # Most of the loop's abstract methods are filled in when its module is loaded.
         loop = EventLoop(self._create_loop_timer, self._cancel_loop_timer)  # type: ignore[abstract]
+        loop.find_origin = calling_source
         super().__init__(loop, Journal(self._idling))
         self._main = main
         # Not the caller's context: what happens to be set there is not in the history.
@@ -392,7 +393,8 @@ class Execution(ExecutionCommands):
 
     def _create_loop_timer(self, due_us: int, callback: Callable[[], object]) -> int:
         self._require_open()
-        return self._timers.create(due_us, callback, calling_source())
+        # Of a task that is asyncio's from top to bottom, such as one of a bare asyncio.sleep, who created it says more.
+        return self._timers.create(due_us, callback, calling_source() or self._loop.current_origin())
 
     def _cancel_loop_timer(self, number: int) -> None:
         self._timers.cancel(number)

@@ -12,6 +12,7 @@ import sys
 from asyncio.events import _get_running_loop
 from collections.abc import Coroutine
 from contextvars import Context
+from types import CodeType
 from typing import Any, Protocol
 
 from ray_durable.engine.ordering import GET_LOOP, order_all_tasks
@@ -22,11 +23,15 @@ __all__ = [
     "CommandFuture",
     "OrderedFuture",
     "OrderedTask",
+    "Origin",
     "Revocable",
     "fail",
     "require_turn",
     "resolve",
 ]
+
+Origin = tuple[CodeType, int]
+"""A place in code: the code and the offset into it."""
 
 _OUTSIDE = (
     "The context, futures and tasks of an orchestrator work only in its own coroutines, while it runs. Other threads "
@@ -96,11 +101,12 @@ class CommandFuture(OrderedFuture):
 
 
 class OrderedTask(asyncio.Task[Any]):
-    """A task that hashes by the order of its creation."""
+    """A task that hashes by the order of its creation. `origin` is what the loop knows of who created it."""
 
-    __slots__ = ("_ordinal",)
+    __slots__ = ("_ordinal", "origin")
 
     _log_destroy_pending: bool
+    origin: Origin | None
 
     def __init__(
         self,
@@ -114,6 +120,7 @@ class OrderedTask(asyncio.Task[Any]):
     ) -> None:
         # The constructor of the base registers the task in a set, which asks for the hash.
         self._ordinal = ordinal
+        self.origin = None
         super().__init__(coroutine, loop=loop, name=name, context=context, **options)
 
     def __hash__(self) -> int:

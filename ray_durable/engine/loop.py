@@ -22,7 +22,7 @@ from itertools import count
 from typing import Any, NoReturn, ParamSpec, TypeVar, TypeVarTuple
 
 from ray_durable.engine.collecting import is_collecting
-from ray_durable.engine.futures import OWN_CONSTRUCTORS, CommandFuture, OrderedFuture, OrderedTask, require_turn
+from ray_durable.engine.futures import OWN_CONSTRUCTORS, CommandFuture, OrderedFuture, OrderedTask, Origin, require_turn
 from ray_durable.engine.interrupts import ExecutionClosed
 from ray_durable.engine.ordering import adopt_future, as_completed_caller, order_task_group, ordered_awaitables
 from ray_durable.errors import NotDeterministicError
@@ -66,7 +66,8 @@ class EventLoop(asyncio.AbstractEventLoop):
     """A deterministic event loop.
 
     `create_timer(due_us, callback)` returns the number of a durable timer that calls `callback` once; `cancel_timer`
-    takes the number back, and must bear numbers of timers that are past. `now_us` is the time.
+    takes the number back, and must bear numbers of timers that are past. `now_us` is the time. `find_origin` may be set
+    to what tells which code creates a task: its tasks ask when they begin.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class EventLoop(asyncio.AbstractEventLoop):
         self.now_us = 0
         self.closing = False
         self.unhandled: list[BaseException] = []
+        self.find_origin: Callable[[], Origin | None] = lambda: None
         self._create_timer = create_timer
         self._cancel_timer = cancel_timer
         self._ready: deque[asyncio.Handle] = deque()
@@ -141,6 +143,15 @@ class EventLoop(asyncio.AbstractEventLoop):
         self._as_completed.clear()
         self._ready.clear()
         self._closed = True
+
+    def current_origin(self) -> Origin | None:
+        """Which code created the task that runs, or, where that was asyncio's own, the task that created it."""
+        task = asyncio.current_task(self)
+        return task.origin if isinstance(task, OrderedTask) else None
+
+    def unfinished(self) -> list[OrderedTask]:
+        """The tasks that are not done, in the order of their creation."""
+        return [task for task in self._tasks if not task.done()]
 
     def may_ask(self) -> bool:
         """Whether the running code may ask for something: not while coroutines are being closed.
@@ -246,6 +257,7 @@ class EventLoop(asyncio.AbstractEventLoop):
         # asyncio's own default counts the tasks of the whole process.
         text = f"Task-{self._task_number}" if name is None else str(name)
         task = OrderedTask(next(self._ordinals), coroutine, loop=self, name=text, context=context, **options)
+        task.origin = self.find_origin() or self.current_origin()
         # A task that waits for something nobody else holds would be garbage, collected at an arbitrary time.
         self._tasks.append(task)
         if len(self._tasks) > self._tasks_kept_max:

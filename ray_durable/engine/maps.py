@@ -23,7 +23,7 @@ from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.ranges import RangeSet
 from ray_durable.engine.source import Source, calling_source
 from ray_durable.engine.tasks import SYSTEM_FAILURES_ONLY
-from ray_durable.engine.timers import Timers
+from ray_durable.engine.timers import Retried, Timers
 from ray_durable.errors import ActivityError, CorruptLogError
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
@@ -326,7 +326,8 @@ class Maps:
         if wait_us == 0:
             self._schedule_items(mapped, items, attempt)
         else:
-            timer = self._timers.create(self._journal.time_us + wait_us, retry, mapped.source)
+            following = Retried(kind="map", name=mapped.scheduled.name, attempt=attempt, item_count=len(items))
+            timer = self._timers.create(self._journal.time_us + wait_us, retry, mapped.source, following)
             mapped.timers[timer] = (items, attempt - 1)
 
     def _schedule_items(self, mapped: OutstandingMap, items: tuple[int, ...], attempt: int) -> None:

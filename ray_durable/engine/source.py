@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import cache
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
+from ray_durable.engine.futures import Origin
 from ray_durable.engine.generators import drive_generator
 from ray_durable.engine.loop import EventLoop
 
@@ -27,7 +28,7 @@ __all__ = [
     "waiting_source",
 ]
 
-Source = tuple[CodeType, int]
+Source = Origin
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MACHINERY = (_PACKAGE + os.sep, os.path.dirname(os.path.abspath(asyncio.__file__)) + os.sep)

@@ -25,10 +25,10 @@ from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.maps import Maps, OutstandingMap
 from ray_durable.engine.markers import Markers
 from ray_durable.engine.randomness import Randomness
-from ray_durable.engine.source import describe_source
+from ray_durable.engine.source import describe_source, waiting_source
 from ray_durable.engine.suspension import Suspension
 from ray_durable.engine.tasks import Tasks
-from ray_durable.engine.timers import Timers
+from ray_durable.engine.timers import Retried, Timers
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 
@@ -120,6 +120,10 @@ class ExecutionState:
         """The times of the timers that have neither fired nor been cancelled, by number. A view, not a copy."""
         return self._timers.due_us
 
+    def retried(self, timer: int) -> Retried | None:
+        """What the timer of this number lets be tried again; None if that is not what it is for."""
+        return self._timers.retried(timer)
+
     @property
     def next_timer_us(self) -> int | None:
         """The time of the earliest timer."""
@@ -138,6 +142,12 @@ class ExecutionState:
     def event_waits(self) -> list[tuple[str, int, str]]:
         """The external events that the code waits for: name, since when (microseconds), and "file:line" of the wait."""
         return [(name, since_us, describe_source(source)) for name, since_us, source in self._events.waits()]
+
+    @property
+    def code_waits(self) -> list[str]:
+        """ "file:line" of each place at which a coroutine of the code waits, for whatever that is."""
+        sources = [waiting_source(task.get_coro()) for task in self._loop.unfinished()]
+        return list(dict.fromkeys(describe_source(source) for source in sources if source is not None))
 
     @property
     def unread_events(self) -> list[EventRaised]:

@@ -17,7 +17,7 @@ from ray_durable.engine.futures import CommandFuture, fail
 from ray_durable.engine.journal import Journal
 from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.source import Source, calling_source
-from ray_durable.engine.timers import Timers
+from ray_durable.engine.timers import Retried, Timers
 from ray_durable.errors import ActivityError
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
@@ -155,7 +155,9 @@ class Tasks:
         elif delay_us == 0:
             self._retry(call)
         else:
-            call.timer = self._timers.create(self._journal.time_us + delay_us, lambda: self._retry(call), call.source)
+            following = Retried(kind="activity", name=call.origin.name, attempt=call.latest.attempt + 1)
+            due_us = self._journal.time_us + delay_us
+            call.timer = self._timers.create(due_us, lambda: self._retry(call), call.source, following)
             self._waiting[call.timer] = call
 
     def cancel(self, call: _Call) -> None:

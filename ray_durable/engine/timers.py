@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import Literal
 
 from ray_durable.engine.events import TimerCanceled, TimerCreated
 from ray_durable.engine.futures import CommandFuture, resolve
@@ -11,7 +13,24 @@ from ray_durable.engine.journal import Journal
 from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.source import Source, calling_source
 
-__all__ = ["Timers"]
+__all__ = ["Retried", "Timers"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried:
+    """What a timer lets begin that no code awaits by itself: attempt `attempt` of a call, or of items of a map."""
+
+    kind: Literal["activity", "map", "sub-orchestration"]
+    name: str
+    attempt: int
+    item_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    callback: Callable[[], object]
+    source: Source | None
+    retried: Retried | None
 
 
 class _Wait:
@@ -33,20 +52,22 @@ class Timers:
     def __init__(self, journal: Journal, loop: EventLoop) -> None:
         self._journal = journal
         self._loop = loop
-        self._pending: dict[int, tuple[Callable[[], object], Source | None]] = {}
+        self._pending: dict[int, _Pending] = {}
         self._queue: list[tuple[int, int]] = []
         self.due_us: dict[int, int] = {}
 
-    def create(self, due_us: int, callback: Callable[[], object], source: Source | None) -> int:
+    def create(
+        self, due_us: int, callback: Callable[[], object], source: Source | None, retried: Retried | None = None
+    ) -> int:
         """Ask for a timer that calls `callback` once; returns its number."""
         number = self._journal.next_number()
-        self._await(number, due_us, callback, source)
+        self._await(number, due_us, _Pending(callback, source, retried))
         self._journal.record(TimerCreated(number=number, time_us=self._journal.time_us, due_us=due_us), source)
         return number
 
     def expect(self, number: int, due_us: int, callback: Callable[[], object]) -> None:
         """A timer that no code asked for: it comes with the event of this number, which is recorded already."""
-        self._await(number, due_us, callback, None)
+        self._await(number, due_us, _Pending(callback, None, None))
 
     def wait(self, due_us: int, source: Source | None) -> CommandFuture:
         """A future that is done at `due_us`: at once, without a timer, if that is past."""
@@ -69,8 +90,7 @@ class Timers:
     def fire(self, number: int) -> None:
         """The time of a pending timer has come."""
         del self.due_us[number]
-        callback, _ = self._pending.pop(number)
-        callback()
+        self._pending.pop(number).callback()
 
     def clear(self) -> None:
         """Nobody waits any more: the execution has ended."""
@@ -92,11 +112,15 @@ class Timers:
             return []
         return [number for due_us, number in sorted((due, n) for n, due in self.due_us.items() if due <= now_us)]
 
-    def _await(self, number: int, due_us: int, callback: Callable[[], object], source: Source | None) -> None:
-        self._pending[number] = callback, source
+    def _await(self, number: int, due_us: int, pending: _Pending) -> None:
+        self._pending[number] = pending
         self.due_us[number] = due_us
         heappush(self._queue, (due_us, number))
 
     def source_of(self, number: int) -> Source | None:
         """The line that asked for a pending timer."""
-        return self._pending[number][1] if number in self._pending else None
+        return self._pending[number].source if number in self._pending else None
+
+    def retried(self, number: int) -> Retried | None:
+        """What a pending timer lets be tried again; None if that is not what it is for."""
+        return self._pending[number].retried if number in self._pending else None

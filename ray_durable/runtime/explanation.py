@@ -14,6 +14,7 @@ from ray_durable.engine import (
     MapCanceled,
     MapCompleted,
     MapScheduled,
+    RuntimeStatus,
     SubOrchestrationInstanceCanceled,
     SubOrchestrationInstanceCompleted,
     SubOrchestrationInstanceCreated,
@@ -32,7 +33,7 @@ from ray_durable.runtime.status import InstanceStatus
 
 __all__ = ["Explanation", "Waiting", "WaitingKind", "at", "explain_execution", "explain_history"]
 
-WaitingKind = Literal["activity", "map", "timer", "external event", "sub-orchestration", "start"]
+WaitingKind = Literal["activity", "map", "timer", "external event", "sub-orchestration", "start", "code"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,11 @@ class Waiting:
     `number` is its event in the history (0 for external events, which have none), `name` that of the activity, event or
     orchestrator. `since` tells since when, `due` when a timer fires, `attempt` which attempt it is, `source` the line
     of code ("file:line", "" if unknown). `state` is what is going on with it, in words; `worker` the process that runs
-    it ("host:pid"), `instance_id` the instance that was called.
+    it ("host:pid"), `instance_id` the instance that was called. Between two attempts of a call, `number` and `due` are
+    those of the timer before the next one, which is `attempt`.
+
+    "code" is a coroutine that waits for another one (a lock, a queue, an event of asyncio's) while nothing else is
+    under way, so that none of them will ever go on.
     """
 
     kind: WaitingKind
@@ -192,20 +197,36 @@ def explain_execution(
                 source=execution.source_of(number),
             )
         )
-    for number, due_us in execution.timers.items():
-        if execution.started is not None and number == execution.started.number:
-            waiting.append(_start(execution.started, due_us))
-            continue
-        source = execution.source_of(number)
-        waiting.append(Waiting(kind="timer", name="", number=number, due=at(due_us), source=source))
+    waiting += [_timer(execution, number, due_us) for number, due_us in execution.timers.items()]
     waiting.sort(key=lambda one: one.number)
     for name, since_us, source in execution.event_waits:
         waiting.append(Waiting(kind="external event", name=name, number=0, since=at(since_us), source=source))
+    if not waiting and execution.status is RuntimeStatus.RUNNING:
+        state = "waits for code of its own that nothing will wake"
+        waiting = [Waiting(kind="code", name="", number=0, state=state, source=one) for one in execution.code_waits]
     return Explanation(status=status, waiting=tuple(waiting))
 
 
 def _start(started: ExecutionStarted, due_us: int) -> Waiting:
     return Waiting(kind="start", name="", number=started.number, since=at(started.time_us), due=at(due_us))
+
+
+def _timer(execution: Execution, number: int, due_us: int) -> Waiting:
+    if execution.started is not None and number == execution.started.number:
+        return _start(execution.started, due_us)
+    source, retried = execution.source_of(number), execution.retried(number)
+    if retried is None:
+        return Waiting(kind="timer", name="", number=number, due=at(due_us), source=source)
+    what = f"{retried.item_count:,} items that failed" if retried.kind == "map" else "the last one failed"
+    return Waiting(
+        kind=retried.kind,
+        name=retried.name,
+        number=number,
+        due=at(due_us),
+        attempt=retried.attempt,
+        state=f"not begun: {what}",
+        source=source,
+    )
 
 
 def _with_call(shown: Waiting, call: CallState, now_us: int) -> Waiting:
