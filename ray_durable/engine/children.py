@@ -148,7 +148,7 @@ class Children:
         else:
             error = SubOrchestrationError(
                 name=call.origin.name,
-                instance_id=call.origin.instance or "",
+                instance_id=event.instance or call.origin.instance or "",
                 failure=event.failure,
                 attempt=call.latest.attempt,
             )

@@ -308,11 +308,15 @@ class SubOrchestrationInstanceCompleted(Input):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubOrchestrationInstanceFailed(Input):
-    """The instance that `task` called failed or was terminated. `message` is the id of the message that said so."""
+    """The instance that `task` called failed or was terminated. `message` is the id of the message that said so.
+
+    `instance` is the id of the called one ("" in histories that do not tell).
+    """
 
     task: int
     failure: Failure
     message: str = ""
+    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

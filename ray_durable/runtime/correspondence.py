@@ -76,11 +76,13 @@ class RaiseEvent(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportEnd(Message):
-    """The instance that was called has ended. `execution` and `task` say who waits, `result` or `failure` how.
+    """The instance that was called, `instance`, has ended. `execution` and `task` say who waits, `result` or `failure`
+    how.
 
     `ended` is the execution of the called instance that tells so; None: the call itself came to this.
     """
 
+    instance: str
     execution: int
     task: int
     ended: int | None
@@ -203,6 +205,7 @@ class Correspondence:
             ReportEnd(
                 **self._address(event.number),
                 receiver=instance_id,
+                instance=started.instance_id,
                 execution=execution,
                 task=task,
                 ended=started.execution,

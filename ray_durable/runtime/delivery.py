@@ -118,7 +118,9 @@ def received(message: Message, started: ExecutionStarted) -> Event | None:
     if message.result is not None:
         return SubOrchestrationInstanceCompleted(task=message.task, result=message.result, message=message.id)
     assert message.failure is not None, "an end is a result or a failure"
-    return SubOrchestrationInstanceFailed(task=message.task, failure=message.failure, message=message.id)
+    return SubOrchestrationInstanceFailed(
+        task=message.task, failure=message.failure, message=message.id, instance=message.instance
+    )
 
 
 def _start(message: StartChild) -> Start:
@@ -143,6 +145,7 @@ def _answer(message: StartChild, result: Payload | None, failure: Failure | None
         number=message.number,
         receiver=caller,
         run=message.run,
+        instance=message.receiver,
         execution=execution,
         task=task,
         ended=None,

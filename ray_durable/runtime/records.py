@@ -419,6 +419,7 @@ _WRITERS: dict[type[Event], _Fields] = {
     ),
     SubOrchestrationInstanceFailed: lambda e, _: (
         f',"task":{e.task},"message":{_text(e.message)},"failure":{_text(_failure_json(e.failure))}'
+        + (f',"instance":{_text(e.instance)}' if e.instance else "")
     ),
     EventSent: lambda e, s: (
         f',{_text({"instance": e.instance, "name": e.name})[1:-1]},"value":{_payload_text(e.value, s)}'
@@ -479,7 +480,7 @@ _READERS: dict[str, _Reader] = {
         **at, task=r["task"], message=r["message"], result=_payload(r["result"], s)
     ),
     "SubOrchestrationInstanceFailed": lambda r, _, at: SubOrchestrationInstanceFailed(
-        **at, task=r["task"], message=r["message"], failure=_failure(r["failure"])
+        **at, task=r["task"], message=r["message"], failure=_failure(r["failure"]), instance=r.get("instance", "")
     ),
     "EventSent": lambda r, s, at: EventSent(
         **at, instance=r["instance"], name=r["name"], value=_payload(r["value"], s)

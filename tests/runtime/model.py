@@ -62,7 +62,7 @@ async def careful_parent(ctx: durable.OrchestrationContext, name: str) -> str:
     try:
         return await ctx.call_sub_orchestrator(child, name)
     except durable.SubOrchestrationError as error:
-        return str(error)
+        return f"{error.instance_id}: {error}"
 
 
 @durable.orchestrator

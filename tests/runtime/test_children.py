@@ -71,11 +71,16 @@ async def test_a_failure_propagates_with_its_chain() -> None:
 
 @simulated
 async def test_a_failure_can_be_caught() -> None:
+    """The error names the instance that failed, whose id nobody had asked for."""
     town = Town()
     model.reset()
     model.broken.add("work a2")
     await town.start(model.careful_parent, "a")
-    assert "a2 is broken" in await town.result_of()
+    result = await town.result_of()
+    failed, _, _ = result.partition(": ")
+    assert "a2 is broken" in result
+    assert (await town.hub.started(failed)).parent == ("one", 1, int(failed.split(":")[-1]))
+    assert (await town.status(failed)).runtime_status == RuntimeStatus.FAILED
 
 
 @simulated

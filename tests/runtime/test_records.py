@@ -195,7 +195,7 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         SubOrchestrationInstanceCompleted, **place, task=numbers, result=payloads, message=texts
     ),
     SubOrchestrationInstanceFailed: st.builds(
-        SubOrchestrationInstanceFailed, **place, task=numbers, failure=failures, message=texts
+        SubOrchestrationInstanceFailed, **place, task=numbers, failure=failures, message=texts, instance=texts
     ),
     EventSent: st.builds(EventSent, **place, instance=texts, name=texts, value=payloads),
     OutboxDelivered: st.builds(OutboxDelivered, **place, messages=numbers_in_a_row),
