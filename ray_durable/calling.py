@@ -67,7 +67,12 @@ class CallingContext:
     def call_activity_with_retry(
         self, activity: Activity[..., Any] | str, retry: RetryPolicy, /, *args: Any, **kwargs: Any
     ) -> asyncio.Future[Any]:
-        """`call_activity` with a policy of its own. Attempts and the waits between them are durable."""
+        """`call_activity` with a policy of its own. Attempts and the waits between them are durable.
+
+        Raises:
+            TypeError: what stands in the policy's place is none.
+        """
+        _check_policy(retry)
         return self._schedule(self._callees.activity(activity), retry, args, kwargs)
 
     def map(
@@ -85,6 +90,10 @@ class CallingContext:
         good (after the retries of `retry`, or of the activity) fails the map and withdraws the rest, unless
         `return_exceptions` puts its ActivityError in its place, or no more than `tolerated_failures` fail: those give
         None.
+
+        Raises:
+            ConfigurationError: the activity is local, or `tolerated_failures` is no number of items.
+            FunctionNotFoundError, TypeError, SerializationError: as of `call_activity`.
         """
         return self._map(
             activity, items, retry, return_exceptions=return_exceptions, tolerated_failures=tolerated_failures
@@ -128,6 +137,12 @@ class CallingContext:
         on_results: Callable[[int, list[Any]], None] | None = None,
     ) -> asyncio.Future[list[R]]:
         function = self._callees.activity(activity)
+        if retry is not None:
+            _check_policy(retry)
+        if not isinstance(tolerated_failures, int) or tolerated_failures < 0:
+            raise ConfigurationError(
+                f"tolerated_failures is {tolerated_failures!r}: give how many items may fail, 0 or more"
+            )
         if function.is_local:
             raise ConfigurationError(
                 f"Activity {function.name!r} is local: ctx.map runs on workers. Await ctx.call_activity for each item, "
@@ -253,7 +268,12 @@ class CallingContext:
         **kwargs: Any,
     ) -> asyncio.Future[Any]:
         """`call_sub_orchestrator` with a retry policy. Each attempt is an instance, or the next execution of the given
-        one. Attempts and the waits between them are durable."""
+        one. Attempts and the waits between them are durable.
+
+        Raises:
+            TypeError: what stands in the policy's place is none.
+        """
+        _check_policy(retry)
         return self._call_child(orchestrator, retry, instance_id, version, args, kwargs)
 
     def _schedule(
@@ -304,4 +324,12 @@ class CallingContext:
             reference=self._callees.reference(function).to_json(),
             version=function.version if version is None else version,
             retry=retry,
+        )
+
+
+def _check_policy(retry: object) -> None:
+    if not isinstance(retry, RetryPolicy):
+        raise TypeError(
+            f"The retry policy is {retry!r}: give a RetryPolicy, such as RetryPolicy(max_attempts=5), and behind it "
+            "the arguments of what is called"
         )

@@ -17,6 +17,8 @@ from ray_durable.failure import Failure
 
 __all__ = ["RetryPolicy"]
 
+_RETRY_INTERVAL_MAX = timedelta(minutes=5)
+
 _POWER_MAX = 64
 """A larger power overflows a float long before anybody waits for it."""
 
@@ -26,9 +28,9 @@ class RetryPolicy:
     """A retry policy, with the terms of Durable Functions.
 
     `max_attempts` counts the first attempt. The wait before attempt n + 1 is `first_retry_interval` times
-    `backoff_coefficient` to the power n - 1, never over `max_retry_interval`. No attempt begins once `retry_timeout`
-    has passed since the first was scheduled (None: no limit). `jitter` shortens each wait by a random share of up to
-    that fraction (0 to 1).
+    `backoff_coefficient` to the power n - 1, never over `max_retry_interval` (None: 5 minutes, or the first interval
+    where that is longer). No attempt begins once `retry_timeout` has passed since the first was scheduled (None: no
+    limit). `jitter` shortens each wait by a random share of up to that fraction (0 to 1).
 
     `retry_on` and `give_up_on` name exception types, by class or class name; a base class stands for all below it.
     `handler` gets the failure and may refuse a retry by returning False; it must answer the same in a replay. A failure
@@ -46,7 +48,7 @@ class RetryPolicy:
     max_attempts: int = 1
     first_retry_interval: timedelta = timedelta(seconds=1)
     backoff_coefficient: float = 2.0
-    max_retry_interval: timedelta = timedelta(minutes=5)
+    max_retry_interval: timedelta | None = None
     retry_timeout: timedelta | None = None
     jitter: float = 0.0
     retry_on: tuple[str | type[BaseException], ...] | None = None
@@ -58,7 +60,13 @@ class RetryPolicy:
         _check_count("max_attempts", self.max_attempts, "the first attempt counts")
         _check_count("max_system_failures", self.max_system_failures, "the first failure counts")
         _check_duration("first_retry_interval", self.first_retry_interval)
-        _check_duration("max_retry_interval", self.max_retry_interval)
+        if self.max_retry_interval is not None:
+            _check_duration("max_retry_interval", self.max_retry_interval)
+            if self.max_retry_interval < self.first_retry_interval:
+                raise ValueError(
+                    f"max_retry_interval is {self.max_retry_interval}, less than first_retry_interval, "
+                    f"{self.first_retry_interval}, so that no wait could be that long: make it longer, or leave it out"
+                )
         if self.retry_timeout is not None:
             _check_duration("retry_timeout", self.retry_timeout)
         _check_number("backoff_coefficient", self.backoff_coefficient)
@@ -92,7 +100,10 @@ class RetryPolicy:
             return None
         power = min((system_failures or attempt) - 1, _POWER_MAX)
         wait_s = self.first_retry_interval.total_seconds() * self.backoff_coefficient**power
-        wait_s = min(self.max_retry_interval.total_seconds(), wait_s)
+        longest = self.max_retry_interval
+        if longest is None:
+            longest = max(self.first_retry_interval, _RETRY_INTERVAL_MAX)
+        wait_s = min(longest.total_seconds(), wait_s)
         if self.jitter:
             wait_s *= 1 - self.jitter * rng.random()
         wait_us = int(wait_s * 1_000_000)

@@ -21,6 +21,11 @@ Check = Callable[[durable.OrchestrationContext], Any]
 NOW = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=T0_US)
 
 
+@durable.activity
+def counted(number: int) -> int:
+    return number
+
+
 checks: dict[str, Check] = {
     "below zero": lambda ctx: ctx.create_timer(timedelta(seconds=-1)),
     "too far": lambda ctx: ctx.create_timer(timedelta(days=40_000)),
@@ -37,6 +42,10 @@ checks: dict[str, Check] = {
     "status of an array": lambda ctx: ctx.set_custom_status(np.arange(3)),
     "status too large": lambda ctx: ctx.set_custom_status("x" * 20_000),
     "change without a name": lambda ctx: ctx.patched(""),
+    "activity without its policy": lambda ctx: ctx.call_activity_with_retry(counted, 1),  # type: ignore[call-overload]
+    "child without its policy": lambda ctx: ctx.call_sub_orchestrator_with_retry("checked_calls", "p"),  # type: ignore[call-overload]
+    "map with attempts for a policy": lambda ctx: ctx.map(counted, [1], retry=3),  # type: ignore[arg-type]
+    "map that tolerates less than nothing": lambda ctx: ctx.map(counted, [1], tolerated_failures=-1),
 }
 
 
@@ -63,6 +72,10 @@ async def checked_calls(ctx: durable.OrchestrationContext, check: str) -> None:
         ("status of an array", "SerializationError", "custom status is a ndarray"),
         ("status too large", "PayloadTooLargeError", "16384"),
         ("change without a name", "ValueError", "give a name"),
+        ("activity without its policy", "TypeError", "The retry policy is 1: give a RetryPolicy"),
+        ("child without its policy", "TypeError", "The retry policy is 'p': give a RetryPolicy"),
+        ("map with attempts for a policy", "TypeError", "The retry policy is 3: give a RetryPolicy"),
+        ("map that tolerates less than nothing", "ConfigurationError", "tolerated_failures is -1"),
     ],
 )
 def test_what_cannot_work_is_refused_at_the_call(check: str, error: str, said: str) -> None:

@@ -76,6 +76,17 @@ class TestLimits:
         failure = Failure(kind=kind, type_name="E", message="")
         assert delay_s(retries(2), failure) == (1 if kind == "timeout" else None)
 
+    def test_a_first_wait_is_as_long_as_it_was_asked_for(self) -> None:
+        """Waits grow to five minutes, or to the first one, unless another limit is given."""
+        failure, hour = failure_of(ValueError("no")), timedelta(hours=1)
+        usual, slow = RetryPolicy(max_attempts=20), RetryPolicy(max_attempts=20, first_retry_interval=hour)
+        limited = RetryPolicy(max_attempts=20, first_retry_interval=hour, max_retry_interval=timedelta(hours=3))
+        at_once = RetryPolicy(max_attempts=20, first_retry_interval=timedelta(0), max_retry_interval=timedelta(0))
+        assert [delay_s(usual, failure, attempt=attempt) for attempt in (1, 2, 15)] == [1, 2, 300]
+        assert [delay_s(slow, failure, attempt=attempt) for attempt in (1, 2)] == [3_600, 3_600]
+        assert [delay_s(limited, failure, attempt=attempt) for attempt in (1, 2, 3)] == [3_600, 7_200, 10_800]
+        assert delay_s(at_once, failure, attempt=2) == 0
+
     def test_no_attempt_begins_after_the_retry_timeout(self) -> None:
         """The wait counts, and holds for the system's failures too."""
         policy = retries(9, retry_timeout=timedelta(seconds=10))
@@ -93,6 +104,11 @@ class TestLimits:
         ({"max_system_failures": 0}, ValueError, "max_system_failures is 0"),
         ({"first_retry_interval": 5}, TypeError, r"timedelta\(seconds=5\)"),
         ({"max_retry_interval": timedelta(-1)}, ValueError, "max_retry_interval is -1 day"),
+        (
+            {"first_retry_interval": timedelta(hours=1), "max_retry_interval": timedelta(minutes=5)},
+            ValueError,
+            "max_retry_interval is 0:05:00, less than first_retry_interval, 1:00:00",
+        ),
         ({"retry_timeout": timedelta(seconds=-1)}, ValueError, "retry_timeout"),
         ({"retry_timeout": 3.0}, TypeError, "retry_timeout is 3.0"),
         ({"backoff_coefficient": 0.5}, ValueError, "give 1"),
