@@ -139,10 +139,7 @@ class CallingContext:
         function = self._callees.activity(activity)
         if retry is not None:
             _check_policy(retry)
-        if not isinstance(tolerated_failures, int) or tolerated_failures < 0:
-            raise ConfigurationError(
-                f"tolerated_failures is {tolerated_failures!r}: give how many items may fail, 0 or more"
-            )
+        _check_tolerated(tolerated_failures)
         if function.is_local:
             raise ConfigurationError(
                 f"Activity {function.name!r} is local: ctx.map runs on workers. Await ctx.call_activity for each item, "
@@ -333,3 +330,8 @@ def _check_policy(retry: object) -> None:
             f"The retry policy is {retry!r}: give a RetryPolicy, such as RetryPolicy(max_attempts=5), and behind it "
             "the arguments of what is called"
         )
+
+
+def _check_tolerated(failures: object) -> None:
+    if not isinstance(failures, int) or failures < 0:
+        raise ConfigurationError(f"tolerated_failures is {failures!r}: give how many items may fail, 0 or more")

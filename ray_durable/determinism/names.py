@@ -161,9 +161,9 @@ class Names:
                 return None if base is None else self._attribute(base, attribute)
             case ast.Call(func=called):
                 base = self.meaning(called, scope)
-                has_arguments = bool(expression.args or expression.keywords)
+                count = len(expression.args) + len(expression.keywords)
                 # What a wrong call returns is no second mistake.
-                if base is None or advice_for_call(base.path, has_arguments=has_arguments) is not None:
+                if base is None or advice_for_call(base.path, argument_count=count) is not None:
                     return None
                 return Meaning(path=f"{base.path}()")
             case ast.BinOp(left=left, op=ast.Div()):

@@ -46,7 +46,7 @@ CALLED_ACTIVITY = "it would run here and unrecorded, use ctx.call_activity({name
 
 _CALLS: dict[str, str] = {
     **dict.fromkeys(("datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today"), _TIME),
-    **dict.fromkeys(("datetime.date.today", "time.time", "time.time_ns", "time.ctime", "time.asctime"), _TIME),
+    **dict.fromkeys(("datetime.date.today", "time.time", "time.time_ns"), _TIME),
     **dict.fromkeys(("time.monotonic", "time.monotonic_ns", "time.perf_counter", "time.perf_counter_ns"), _CLOCK),
     **dict.fromkeys(("time.process_time", "time.process_time_ns", "time.thread_time"), _CLOCK),
     "time.sleep": _SLEEP,
@@ -55,7 +55,8 @@ _CALLS: dict[str, str] = {
     "secrets.*": _SECRET,
     "os.urandom": _SECRET,
     **dict.fromkeys(("uuid.uuid1", "uuid.uuid4", "uuid.uuid6", "uuid.uuid7"), _UUID),
-    **dict.fromkeys(("os.getenv", "os.getpid", "os.getcwd", "socket.gethostname", "platform.node"), _ENVIRONMENT),
+    **dict.fromkeys(("os.getenv", "os.getpid", "os.getcwd", "os.cpu_count", "os.uname", "os.getlogin"), _ENVIRONMENT),
+    **dict.fromkeys(("socket.gethostname", "platform.*", "getpass.getuser"), _ENVIRONMENT),
     **dict.fromkeys(("builtins.open", "os.open", "os.listdir", "os.scandir", "os.walk", "os.stat"), _FILES),
     **dict.fromkeys(("os.remove", "os.unlink", "os.rename", "os.replace", "os.mkdir", "os.makedirs"), _FILES),
     **dict.fromkeys(
@@ -64,7 +65,15 @@ _CALLS: dict[str, str] = {
     **dict.fromkeys(("pathlib.Path.cwd", "pathlib.Path.home"), _ENVIRONMENT),
     **dict.fromkeys(("shutil.*", "tempfile.*", "glob.glob", "glob.iglob"), _FILES),
     **dict.fromkeys(("os.system", "os.popen", "os.fork"), _PROCESSES),
-    "sqlite3.connect": _FILES,
+    **dict.fromkeys(("sqlite3.connect", "fsspec.open", "fsspec.filesystem"), _FILES),
+    **dict.fromkeys(("pyarrow.parquet.read_table", "pyarrow.parquet.write_table", "pyarrow.csv.read_csv"), _FILES),
+    **dict.fromkeys(("psycopg.connect", "psycopg2.connect", "pymongo.MongoClient", "redis.Redis"), _NETWORK),
+    "sqlalchemy.create_engine": _NETWORK,
+    **dict.fromkeys(("numpy.load", "numpy.loadtxt", "numpy.genfromtxt", "numpy.save", "numpy.savez"), _FILES),
+    **{
+        f"pandas.read_{kind}": _FILES
+        for kind in ("csv", "excel", "feather", "hdf", "json", "orc", "parquet", "pickle", "sql", "table", "xml")
+    },
     "builtins.print": _PRINT,
     "builtins.input": _INPUT,
     "builtins.id": _IDENTITY,
@@ -76,15 +85,16 @@ _CALLS: dict[str, str] = {
     **dict.fromkeys(("asyncio.open_connection", "asyncio.start_server", "asyncio.open_unix_connection"), _NETWORK),
     **{
         f"logging{owner}.{level}": _LOG
-        for owner in ("", ".Logger()")
+        for owner in ("", ".Logger()", ".getLogger()")
         for level in ("debug", "info", "warning", "error", "exception", "critical", "log")
     },
 }
 
-# Calls that are deterministic when they are told what to work on.
-_CALLS_WITHOUT_ARGUMENTS: dict[str, str] = {
-    **dict.fromkeys(("time.localtime", "time.gmtime", "time.ctime", "time.asctime"), _TIME),
-    **dict.fromkeys(("random.Random", "numpy.random.default_rng", "numpy.random.RandomState"), _RANDOM),
+# Calls that are deterministic when they are told what to work on: with so many arguments.
+_CALLS_WITH_FEWER_ARGUMENTS: dict[str, tuple[int, str]] = {
+    **dict.fromkeys(("time.localtime", "time.gmtime", "time.ctime", "time.asctime"), (1, _TIME)),
+    "time.strftime": (2, _TIME),
+    **dict.fromkeys(("random.Random", "numpy.random.default_rng", "numpy.random.RandomState"), (1, _RANDOM)),
 }
 
 # Deterministic, although a rule for the whole module says otherwise.
@@ -114,10 +124,11 @@ _PATH_METHODS = frozenset(
 _CLASSES = ("datetime.datetime", "datetime.date", "pathlib.Path", "logging.Logger", "random.Random")
 
 
-def advice_for_call(path: str, *, has_arguments: bool) -> str | None:
+def advice_for_call(path: str, *, argument_count: int) -> str | None:
     """Why the call of what is named `path` is a mistake and what to do instead; None if it is none."""
-    if path in _CALLS_WITHOUT_ARGUMENTS:
-        return None if has_arguments else _CALLS_WITHOUT_ARGUMENTS[path]
+    if path in _CALLS_WITH_FEWER_ARGUMENTS:
+        least, advice = _CALLS_WITH_FEWER_ARGUMENTS[path]
+        return None if argument_count >= least else advice
     if path in _HARMLESS:
         return None
     found = _CALLS.get(path)
@@ -164,7 +175,7 @@ def _advice_for_package(path: str) -> str | None:
 
 
 def _named_objects() -> Iterator[tuple[str, object]]:
-    for name in (*_CALLS, *_CALLS_WITHOUT_ARGUMENTS, *_READS, *_CLASSES):
+    for name in (*_CALLS, *_CALLS_WITH_FEWER_ARGUMENTS, *_READS, *_CLASSES):
         module_name, _, attribute = name.rpartition(".")
         module = sys.modules.get(module_name)
         if module is None:

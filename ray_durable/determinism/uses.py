@@ -186,7 +186,7 @@ class _Finder:
             return None
         if meaning.path == "builtins.hash" and node.args and _is_number(node.args[0]):
             return None
-        return advice_for_call(meaning.path, has_arguments=bool(node.args or node.keywords))
+        return advice_for_call(meaning.path, argument_count=len(node.args) + len(node.keywords))
 
     def _is_helper(self, function: FunctionType) -> bool:
         return function.__globals__ is self._function.__globals__ and function is not self._function
