@@ -59,6 +59,7 @@ class ActivityOptions(TypedDict, total=False):
     runtime_env: Mapping[str, Any]
     scheduling_strategy: Any
     label_selector: Mapping[str, str]
+    fallback_strategy: list[dict[str, Any]]
 
 
 class Activity(DurableFunction, Generic[P, R_co]):
@@ -289,6 +290,12 @@ def _check_options(
         amount = ray_options.get(option, 0)
         if isinstance(amount, bool) or not isinstance(amount, int | float) or amount < 0:
             raise ConfigurationError(f"{option} is {amount!r}: give a number, 0 or more")
+    fallbacks = ray_options.get("fallback_strategy", [])
+    if not isinstance(fallbacks, list) or not all(isinstance(one, Mapping) for one in fallbacks):
+        raise ConfigurationError(
+            f"fallback_strategy is {fallbacks!r}: give a list of what to try next, such as "
+            '[{"label_selector": {"market-type": "on-demand"}}]'
+        )
     for option in ("resources", "runtime_env", "label_selector"):
         mapping = ray_options.get(option, {})
         if not isinstance(mapping, Mapping):

@@ -204,6 +204,7 @@ def test_what_cannot_be_an_activity_is_refused(function: Any) -> None:
         ({"num_gpus": "all"}, "num_gpus is 'all'"),
         ({"memory": True}, "memory is True"),
         ({"resources": ["tpu"]}, "give a dict"),
+        ({"fallback_strategy": {"label_selector": {}}}, "give a list of what to try next"),
         ({"retry": 3}, "RetryPolicy(max_attempts=5)"),
         ({"max_slice": 0}, "at least 1"),
         ({"timeout": 0}, "timeout is 0: give seconds"),

@@ -45,6 +45,8 @@ async def fetch(url: str) -> bytes:
     num_gpus=0.5,
     resources={"disk": 1},
     runtime_env={"env_vars": {"A": "b"}},
+    label_selector={"market-type": "spot"},
+    fallback_strategy=[{"label_selector": {"market-type": "on-demand"}}],
     retry=durable.RetryPolicy(max_attempts=3, first_retry_interval=timedelta(seconds=1)),
 )
 def load(path: str, *, large: bool = False) -> Photo:
