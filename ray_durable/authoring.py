@@ -38,6 +38,7 @@ __all__ = [
     "ActivityOptions",
     "AsyncActivity",
     "GeneratorOrchestrator",
+    "Mappable",
     "Orchestrator",
     "activity",
     "orchestrator",
@@ -46,6 +47,7 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class ActivityOptions(TypedDict, total=False):
@@ -96,6 +98,23 @@ class Activity(DurableFunction, Generic[P, R_co]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the plain function, here and now; nothing is recorded."""
         return cast(R_co, self.function(*args, **kwargs))
+
+    @property
+    def _result(self) -> R_co:
+        """Only to tell type checkers what a call gives: `__call__` of an asynchronous one gives a coroutine."""
+        raise NotImplementedError
+
+
+class Mappable(Protocol[T_contra, R_co]):
+    """An activity to type checkers, where it is called with one item: whatever else it takes has a default."""
+
+    @property
+    def max_slice(self) -> int | None: ...
+
+    @property
+    def _result(self) -> R_co: ...
+
+    def __call__(self, item: T_contra, /) -> object: ...
 
 
 class AsyncActivity(Activity[P, R_co]):

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
 from ray_durable.arrivals import Arrivals
-from ray_durable.authoring import Activity, Orchestrator
+from ray_durable.authoring import Activity, Mappable, Orchestrator
 from ray_durable.callees import Callees
 from ray_durable.codec import Codec
 from ray_durable.engine import Execution, ExecutionStarted
-from ray_durable.errors import ConfigurationError, InvalidIdError, NestingTooDeepError
+from ray_durable.errors import ActivityError, ConfigurationError, InvalidIdError, NestingTooDeepError
 from ray_durable.retry import RetryPolicy
 from ray_durable.storage import check_instance_id
 
@@ -75,15 +75,48 @@ class CallingContext:
         _check_policy(retry)
         return self._schedule(self._callees.activity(activity), retry, args, kwargs)
 
+    @overload
+    def map(
+        self, activity: Mappable[T, R], items: Iterable[T], *, retry: RetryPolicy | None = None
+    ) -> asyncio.Future[list[R]]: ...
+    @overload
     def map(
         self,
-        activity: Activity[[T], R] | str,
+        activity: Mappable[T, R],
         items: Iterable[T],
+        *,
+        retry: RetryPolicy | None = None,
+        return_exceptions: bool,
+        tolerated_failures: int = 0,
+    ) -> asyncio.Future[list[R | ActivityError]]: ...
+    @overload
+    def map(
+        self,
+        activity: Mappable[T, R],
+        items: Iterable[T],
+        *,
+        retry: RetryPolicy | None = None,
+        tolerated_failures: int,
+    ) -> asyncio.Future[list[R | None]]: ...
+    @overload
+    def map(
+        self,
+        activity: str,
+        items: Iterable[Any],
         *,
         retry: RetryPolicy | None = None,
         return_exceptions: bool = False,
         tolerated_failures: int = 0,
-    ) -> asyncio.Future[list[R]]:
+    ) -> asyncio.Future[list[Any]]: ...
+    def map(
+        self,
+        activity: Any,
+        items: Iterable[Any],
+        *,
+        retry: RetryPolicy | None = None,
+        return_exceptions: bool = False,
+        tolerated_failures: int = 0,
+    ) -> asyncio.Future[list[Any]]:
         """Call `activity` with each item; the future gives the results in the items' order.
 
         However many items there are, it is one command; workers take them in time slices. The first item that fails for
@@ -99,21 +132,54 @@ class CallingContext:
             activity, items, retry, return_exceptions=return_exceptions, tolerated_failures=tolerated_failures
         )
 
+    @overload
+    def map_unordered(
+        self, activity: Mappable[T, R], items: Iterable[T], *, retry: RetryPolicy | None = None
+    ) -> Arrivals[R]: ...
+    @overload
     def map_unordered(
         self,
-        activity: Activity[[T], R] | str,
+        activity: Mappable[T, R],
         items: Iterable[T],
+        *,
+        retry: RetryPolicy | None = None,
+        return_exceptions: bool,
+        tolerated_failures: int = 0,
+    ) -> Arrivals[R | ActivityError]: ...
+    @overload
+    def map_unordered(
+        self,
+        activity: Mappable[T, R],
+        items: Iterable[T],
+        *,
+        retry: RetryPolicy | None = None,
+        tolerated_failures: int,
+    ) -> Arrivals[R | None]: ...
+    @overload
+    def map_unordered(
+        self,
+        activity: str,
+        items: Iterable[Any],
         *,
         retry: RetryPolicy | None = None,
         return_exceptions: bool = False,
         tolerated_failures: int = 0,
-    ) -> Arrivals[R]:
+    ) -> Arrivals[Any]: ...
+    def map_unordered(
+        self,
+        activity: Any,
+        items: Iterable[Any],
+        *,
+        retry: RetryPolicy | None = None,
+        return_exceptions: bool = False,
+        tolerated_failures: int = 0,
+    ) -> Arrivals[Any]:
         """`map`, with the results one by one as they arrive: `async for index, result in ctx.map_unordered(...)`.
 
         It starts at once. If the map fails, the loop raises that behind the results that came before. Leaving the loop
         does not withdraw the rest; `async with contextlib.aclosing(...)` does.
         """
-        arrivals: Arrivals[R] = Arrivals()
+        arrivals: Arrivals[Any] = Arrivals()
         arrivals.follow(
             self._map(
                 activity,
@@ -128,14 +194,14 @@ class CallingContext:
 
     def _map(
         self,
-        activity: Activity[[T], R] | str,
-        items: Iterable[T],
+        activity: Activity[..., Any] | str,
+        items: Iterable[Any],
         retry: RetryPolicy | None,
         *,
         return_exceptions: bool,
         tolerated_failures: int,
         on_results: Callable[[int, list[Any]], None] | None = None,
-    ) -> asyncio.Future[list[R]]:
+    ) -> asyncio.Future[list[Any]]:
         function = self._callees.activity(activity)
         if retry is not None:
             _check_policy(retry)

@@ -44,7 +44,7 @@ checks: dict[str, Check] = {
     "change without a name": lambda ctx: ctx.patched(""),
     "activity without its policy": lambda ctx: ctx.call_activity_with_retry(counted, 1),  # type: ignore[call-overload]
     "child without its policy": lambda ctx: ctx.call_sub_orchestrator_with_retry("checked_calls", "p"),  # type: ignore[call-overload]
-    "map with attempts for a policy": lambda ctx: ctx.map(counted, [1], retry=3),  # type: ignore[arg-type]
+    "map with attempts for a policy": lambda ctx: ctx.map(counted, [1], retry=3),  # type: ignore[call-overload]
     "map that tolerates less than nothing": lambda ctx: ctx.map(counted, [1], tolerated_failures=-1),
 }
 

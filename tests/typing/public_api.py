@@ -111,7 +111,10 @@ async def calls(ctx: durable.OrchestrationContext, folder: str, *, deep: bool = 
     assert_type(await ctx.call_activity_with_retry("photos.load", policy, folder), Any)
 
     assert_type(await ctx.map(fetch, ["a", "b"]), list[bytes])
-    assert_type(await ctx.map(as_text, range(3), tolerated_failures=1), list[str])
+    assert_type(await ctx.map(score, ["a", "b"]), list[float])  # its other parameter has a default
+    assert_type(await ctx.map(load, ["a"], return_exceptions=True), list[Photo | durable.ActivityError])
+    assert_type(await ctx.map(as_text, range(3), tolerated_failures=1), list[str | None])
+    assert_type(await ctx.map("photos.load", ["a"], return_exceptions=True), list[Any])
     assert_type(await ctx.map(as_text, (n for n in (1, 2)), retry=policy), list[str])
 
     one, two = await asyncio.gather(ctx.call_activity(score, "a"), ctx.call_activity(fetch, "b"))
