@@ -30,10 +30,11 @@ from ray_durable.errors import (
     SerializationError,
     UnsupportedStoreError,
 )
-from ray_durable.event_name import check_event_name
+from ray_durable.event_name import check_event_id, check_event_name
 from ray_durable.function import DurableFunction
 from ray_durable.handle import Handle
 from ray_durable.reader import HubReader, address_of
+from ray_durable.reason import check_reason
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.explanation import Explanation
@@ -205,12 +206,15 @@ class Hub(HubReader):
     async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None) -> None:
         """See `Handle.raise_event`."""
         check_event_name(name)
+        if event_id is not None:
+            check_event_id(event_id)
         payload = (await self._hub()).codec.encode(value, Any, where=f"value of event {name!r}")
         wanted_id = event_id or uuid.uuid4().hex
         await self._command(instance_id, wanted_id, lambda actor: actor.raise_event.remote(name, payload, wanted_id))
 
     async def terminate(self, instance_id: str, reason: str, recursive: bool) -> None:
         """See `Handle.terminate`."""
+        check_reason(reason)
         request_id = uuid.uuid4().hex
         await self._command(
             instance_id, request_id, lambda actor: actor.terminate.remote(reason, request_id, recursive)
@@ -218,22 +222,26 @@ class Hub(HubReader):
 
     async def suspend(self, instance_id: str, reason: str) -> None:
         """See `Handle.suspend`."""
+        check_reason(reason)
         request_id = uuid.uuid4().hex
         await self._command(instance_id, request_id, lambda actor: actor.suspend.remote(reason, request_id))
 
     async def resume(self, instance_id: str, reason: str) -> None:
         """See `Handle.resume`."""
+        check_reason(reason)
         request_id = uuid.uuid4().hex
         await self._command(instance_id, request_id, lambda actor: actor.resume.remote(reason, request_id))
 
     async def rewind(self, instance_id: str, reason: str) -> None:
         """See `Handle.rewind`."""
+        check_reason(reason)
         hub, request_id = await self._hub(), uuid.uuid4().hex
         await rewind_instance(hub, instance_id, request_id, reason=reason, now_us=self._now_us())
         await self._admit(instance_id)
 
     async def restart(self, instance_id: str, new_id: str | None, reason: str) -> str:
         """See `Handle.restart`; the id of what runs."""
+        check_reason(reason)
         hub, request_id = await self._hub(), uuid.uuid4().hex
         if new_id is None or new_id == instance_id:
             await restart_instance(hub, instance_id, request_id, reason=reason, now_us=self._now_us())

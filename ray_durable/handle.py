@@ -83,6 +83,7 @@ class Handle(Generic[R_co]):
         Raises:
             InstanceNotFoundError, InstanceEndedError: nobody is there to take it.
             SerializationError: the value cannot be encoded.
+            InvalidIdError: events cannot have this name or id: both are 1 to 256 printable characters.
         """
         self._client.run(self._client.raise_event(self.instance_id, name, value, event_id))
 

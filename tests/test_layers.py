@@ -39,7 +39,7 @@ ENDS = frozenset({"client", "handle", "reader"})
 
 AUTHORING = frozenset(
     {"function", "authoring", "determinism", "registry", "capture", "target", "context", "replay_logger"}
-    | {"activity_context", "arrivals", "callees", "calling", "event_name"}
+    | {"activity_context", "arrivals", "callees", "calling", "event_name", "reason"}
 )
 
 # From the bottom to the top. `__init__` is the package itself: it collects the public names and nobody imports it.

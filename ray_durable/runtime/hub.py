@@ -67,6 +67,7 @@ from ray_durable.storage import (
     get_blob,
     is_signed,
     latest_execution,
+    list_executions,
     open_store,
     persist,
     probe,
@@ -204,10 +205,27 @@ class OpenHub:
         return log, events
 
     async def history(self, instance_id: str, execution: int | None = None) -> list[Event]:
-        """The events of an execution (default: the newest); blobs are not loaded."""
-        execution = execution or await self._latest(instance_id, Pacing())
+        """The events of an execution (default: the newest); blobs are not loaded.
+
+        Raises:
+            InstanceNotFoundError: there is no such instance, or no such execution of it any more.
+        """
+        newest = await self._latest(instance_id, Pacing())
+        execution = newest if execution is None else execution
+        if execution != newest:
+            await self._require_execution(instance_id, execution)
         log = await RunLog.read(self.store, self.keys, instance_id, execution)
         return [event for segment in log.segments for event in self.events_of(segment)]
+
+    async def _require_execution(self, instance_id: str, execution: int) -> None:
+        executions = await persist(lambda: list_executions(self.store, self.keys, instance_id))
+        if execution not in executions.numbers:
+            raise InstanceNotFoundError(
+                f"Instance {instance_id!r} has no execution {execution!r} in storage, but those from "
+                f"{executions.numbers[0]} to {executions.numbers[-1]}: what another one followed is removed after the "
+                "hub's grace period",
+                instance_id=instance_id,
+            )
 
     async def started(self, instance_id: str) -> ExecutionStarted:
         """The first event of the newest execution."""
