@@ -123,7 +123,12 @@ class StoreError(DurableError, OSError):
 
 
 class StoreUnavailableError(StoreError):
-    """The store did not answer clearly (timeout, throttling, ambiguous response): trying again may succeed."""
+    """The store did not answer clearly (timeout, throttling, ambiguous response): trying again may succeed.
+
+    `waited_s` is for how long that was tried before it was given up; None: it was not tried again.
+    """
+
+    waited_s: float | None = None
 
 
 class UnsupportedStoreError(StoreError):

@@ -38,6 +38,7 @@ from ray_durable.storage.log import (
     read_tail,
 )
 from ray_durable.storage.pacing import Pacing, persist
+from ray_durable.storage.patience import PatientStore
 from ray_durable.storage.removal import Retired, bury, list_retired, remove_execution, remove_retired, retire
 from ray_durable.storage.segment import FORMAT_VERSION, Segment, SegmentHeader, decode_segment, encode_segment
 from ray_durable.storage.signing import Signer
@@ -52,6 +53,7 @@ __all__ = [
     "ObjectStore",
     "OpenEntry",
     "Pacing",
+    "PatientStore",
     "Retired",
     "RunLog",
     "Segment",
