@@ -3,6 +3,9 @@
 An object is written to a nameless file, synced, linked to its name (which fails if the name exists), and the folder is
 synced: after a loss of power it is there whole or not at all. Operations run where they are called: they take a third
 of a millisecond, less than a thread's hand-over would add to each step; the runtime gives logs a loop of their own.
+
+A root that was seen and is gone, say with its disk, is not taken for an empty one: what is not found is looked for
+only below the folder that was there before. `disk_trouble` tells what the errors of a disk mean.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ray_durable.errors import StoreError, StoreUnavailableError
+from ray_durable.errors import StoreError
+from ray_durable.storage import disk_trouble
 
 __all__ = ["LocalStore"]
 
@@ -25,9 +29,6 @@ _TEMPORARY = ".tmp-"
 _FOLDERS_OPEN_MAX = 64
 _FOLDERS_KNOWN_MAX = 10_000
 _NO_NAMELESS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EXDEV})
-_PASSING = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ENFILE, errno.EMFILE}
-)
 
 
 class LocalStore:
@@ -41,7 +42,8 @@ class LocalStore:
         self._folders: OrderedDict[str, int] = OrderedDict()
         # Folders that lie durably in the folders above them.
         self._durable_folders: set[str] = set()
-        self._is_root_known = False
+        # Device and number of the folder that is the root, once it was seen.
+        self._identity: tuple[int, int] | None = None
         self._has_nameless_files = has_nameless_files and hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").exists()
 
     @classmethod
@@ -53,9 +55,7 @@ class LocalStore:
         path = Path(unquote(urlsplit(url).path) if url.startswith("file:") else url).expanduser().absolute()
         store = cls(path, has_nameless_files=has_nameless_files)
         try:
-            if not stat.S_ISDIR(path.stat().st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-            store._is_root_known = True
+            store._look_at_root()
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -68,6 +68,8 @@ class LocalStore:
         path = self._path(key)
         try:
             return self._create(path, data)
+        except StoreError:
+            raise
         except OSError as error:
             raise self._trouble(error, key) from error
 
@@ -77,6 +79,8 @@ class LocalStore:
         path = self._path(key)
         try:
             self._replace(path, data)
+        except StoreError:
+            raise
         except OSError as error:
             raise self._trouble(error, key) from error
 
@@ -84,11 +88,17 @@ class LocalStore:
         """See `ObjectStore`."""
         try:
             with open(self._path(key), "rb", buffering=0) as file:
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                data = file.read()
+        except IsADirectoryError:
+            return None
+        except (FileNotFoundError, NotADirectoryError):
+            self._require_root()
             return None
         except OSError as error:
             raise self._trouble(error, key) from error
+        if self._identity is None:
+            self._look_at_root()
+        return data
 
     async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""
@@ -100,6 +110,7 @@ class LocalStore:
                     if not entry.name.startswith(_TEMPORARY)
                 )
         except (FileNotFoundError, NotADirectoryError):
+            self._require_root()
             return []
         except OSError as error:
             raise self._trouble(error, folder) from error
@@ -111,22 +122,26 @@ class LocalStore:
                 if key.endswith("/"):
                     self._remove_empty(self._path(key[:-1]))
                 else:
-                    Path(self._path(key)).unlink(missing_ok=True)
+                    os.unlink(self._path(key))
             except (NotADirectoryError, FileNotFoundError):
-                continue
+                self._require_root()
             except OSError as error:
                 raise self._trouble(error, key) from error
 
     async def close(self) -> None:
         """See `ObjectStore`."""
-        while self._folders:
-            os.close(self._folders.popitem()[1])
+        self._forget_folders()
 
     def _remove_empty(self, path: str) -> None:
         descriptor = self._folders.pop(path, None)
         if descriptor is not None:
             os.close(descriptor)
         self._durable_folders.discard(path)
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            # What a writer left that was killed.
+            for entry in entries:
+                if entry.name.startswith(_TEMPORARY):
+                    os.unlink(entry.path)
         try:
             os.rmdir(path)
         except OSError as error:
@@ -196,10 +211,11 @@ class LocalStore:
         if path in self._durable_folders:
             return
         if path == self._root:
-            # A root that was there and is gone, say an unmounted disk, is not to be replaced by an empty one.
-            if not self._is_root_known:
+            if self._identity is None:
                 _make_folders(Path(path))
-                self._is_root_known = True
+                self._look_at_root()
+            else:
+                self._require_root()
             return
         parent = path.rpartition("/")[0]
         self._make_durable(parent)
@@ -210,16 +226,44 @@ class LocalStore:
             self._durable_folders.clear()
         self._durable_folders.add(path)
 
+    def _look_at_root(self) -> None:
+        found = os.stat(self._root)
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self._root)
+        self._identity = found.st_dev, found.st_ino
+
+    def _require_root(self) -> None:
+        """Something was not found. StoreUnavailableError if that is because the root that was there is gone.
+
+        Another folder with something in it is the root from now on: its disk was mounted again, or it was restored.
+        """
+        known = self._identity
+        if known is None:
+            return
+        try:
+            self._look_at_root()
+            if self._identity == known:
+                return
+            with os.scandir(self._root) as entries:
+                is_gone = next(entries, None) is None
+        except FileNotFoundError:
+            is_gone = True
+        except OSError as error:
+            raise self._trouble(error, "") from error
+        self._forget_folders()
+        if is_gone:
+            self._identity = known
+            raise disk_trouble.explain_gone(root=self._root, url=self.url) from None
+
+    def _forget_folders(self) -> None:
+        self._durable_folders.clear()
+        while self._folders:
+            os.close(self._folders.popitem()[1])
+
     def _trouble(self, error: OSError, key: str) -> StoreError:
-        place = f"{self._root}/{key}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StoreUnavailableError(f"No space is left for {place}: free some, and the work goes on", url=self.url)
-        if error.errno in _PASSING:
-            return StoreUnavailableError(f"{place}: {error.strerror}; trying again may succeed", url=self.url)
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "give this user the right to write there, or choose another root"
-            return StoreError(f"The root cannot be written ({place}: {error.strerror}): {advice}", url=self.url)
-        return StoreError(f"The root cannot be used ({place}: {error.strerror}): choose another root", url=self.url)
+        if error.errno == errno.EMFILE:
+            self._forget_folders()
+        return disk_trouble.explain(error, root=self._root, url=self.url, key=key)
 
 
 def _write_synced(descriptor: int, data: bytes) -> None:
