@@ -4,8 +4,10 @@ fsspec's exclusive create is a promise of the file system behind it: whoever ope
 File systems that cannot make the promise at all, because they work synchronously or know no `mode`, are refused here.
 
 Nothing is retried for long: clients' own retries are turned off where they can be, and every request has a deadline, so
-that the log decides when the same bytes are sent again. Nothing is cached. The secret is only in the file system: not
-in `url`, and struck out of errors. A store must not cross to another process; give it the URL and a credential source.
+that the caller decides when the same bytes are sent again. Large objects are read in parts, each with a deadline of its
+own, so that a slow line reads them too. Connections are bounded. Nothing is cached. The secret is only in the file
+system: not in `url`, and struck out of errors. A store must not cross to another process; give it the URL and a
+credential source.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ __all__ = ["RemoteStore"]
 
 T = TypeVar("T")
 
-_DEADLINE_S = 60.0
-_SLOWEST_BYTES_PER_S = 1_000_000
+_DEADLINE_S = 20.0
+_SLOWEST_BYTES_PER_S = 250_000
+_PART_BYTES = 16 * 1024 * 1024
 _DELETES_AT_ONCE = 1_000
 _REQUESTS_AT_ONCE = 32
 
@@ -57,6 +60,8 @@ _PASSING_ERRORS = frozenset(
         "ServiceResponseError",
         "ServerDisconnectedError",
         "TransportError",
+        # Of botocore: the bytes that came are not those that the store has.
+        "FlexibleChecksumError",
     }
 )
 
@@ -66,6 +71,8 @@ class RemoteStore:
 
     private_path: Path | None = None
     deadline_s = _DEADLINE_S
+    slowest_bytes_per_s = _SLOWEST_BYTES_PER_S
+    part_bytes = _PART_BYTES
 
     def __init__(self, scheme: str, root: str, filesystem: AsyncFileSystem, client: object, secrets: list[str]) -> None:
         self.url = f"{scheme}://{root}"
@@ -75,8 +82,6 @@ class RemoteStore:
         self._client = client
         self._secrets = secrets
         self._is_s3 = scheme in ("s3", "s3a")
-        # s3fs asks for the size first, unless it may not split the read.
-        self._get_options = {"max_concurrency": 1} if self._is_s3 else {}
 
     @classmethod
     async def open(cls, url: str, storage_options: Mapping[str, Any]) -> RemoteStore:
@@ -130,15 +135,28 @@ class RemoteStore:
 
     async def get(self, key: str) -> bytes | None:
         """See `ObjectStore`."""
+        parts: list[bytes] = []
+        # One that is written while it is read is small enough for one part.
+        while not parts or len(parts[-1]) == self.part_bytes:
+            part = await self._get_part(key, len(parts) * self.part_bytes)
+            if part is None:
+                break
+            parts.append(part)
+        return b"".join(parts) if parts else None
+
+    async def _get_part(self, key: str, start: int) -> bytes | None:
+        """Bytes of an object from `start` on; None if there are none."""
+        request = self._filesystem._cat_file(self._path(key), start=start, end=start + self.part_bytes)
         try:
-            data = await self._within(self._filesystem._cat_file(self._path(key), **self._get_options))
+            return bytes(await self._within(request, self.part_bytes))
         except FileNotFoundError as error:
             if _is_container_missing(error):
                 raise self._explain(error, key) from error
             return None
         except Exception as error:
+            if start and _status(error) == 416:
+                return None
             raise self._explain(error, key) from error
-        return bytes(data)
 
     async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""
@@ -186,7 +204,7 @@ class RemoteStore:
 
     async def _within(self, request: Awaitable[T], size_bytes: int = 0) -> T:
         """`request`, with the deadline of one that carries so many bytes."""
-        async with asyncio.timeout(self.deadline_s + size_bytes / _SLOWEST_BYTES_PER_S):
+        async with asyncio.timeout(self.deadline_s + size_bytes / self.slowest_bytes_per_s):
             return await request
 
     async def _delete_in_bulk(self, paths: list[str]) -> None:
@@ -214,6 +232,8 @@ class RemoteStore:
         status, code = _status(error), _code(error)
         if _is_container_missing(error) or isinstance(error, FileNotFoundError):
             advice = "the bucket or container does not exist: create it, or correct the root's URL"
+        elif _is_cut_off(error):
+            return StoreUnavailableError(f"{text}; trying again may succeed", url=self.url)
         elif isinstance(error, PermissionError) or status in (401, 403):
             advice = (
                 "the store refuses these credentials: check them, and that they may get, put, list and delete objects "
@@ -312,9 +332,14 @@ def _is_container_missing(error: BaseException) -> bool:
     return _code(error) in _NO_CONTAINER_CODES or "bucket does not exist" in str(error)
 
 
-def _is_passing(error: BaseException, status: int | None, code: str) -> bool:
+def _is_cut_off(error: BaseException) -> bool:
+    """Whether the request or its answer was lost on the way. A status says nothing then: the half of an answer has one,
+    and aiohttp gives one of its own making."""
+    return any(kind.__name__ in _PASSING_ERRORS for cause in _causes(error) for kind in type(cause).__mro__)
+
+
+def _is_passing(error: Exception, status: int | None, code: str) -> bool:
     """Whether the request may have been carried out, or may be if it is sent again."""
-    if status is not None:
-        return status >= 500 or status in _PASSING_STATUS or code in _PASSING_CODES
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, OSError | TimeoutError) or bool(names & _PASSING_ERRORS)
+    if status is None:
+        return isinstance(error, OSError | TimeoutError)
+    return status >= 500 or status in _PASSING_STATUS or code in _PASSING_CODES

@@ -41,6 +41,9 @@ class StoreContract:
     races = 5
     """Rounds of the race; on a server that polls its locks a round takes a second."""
 
+    many = 1_001
+    """Objects in one folder; more than S3 lists and deletes at once."""
+
     @with_store
     async def test_what_was_created_is_read_back(self, store: ObjectStore) -> None:
         """Bytes are bytes, few or many."""
@@ -98,8 +101,8 @@ class StoreContract:
 
     @with_store
     async def test_more_names_than_a_page_are_listed_and_deleted(self, store: ObjectStore) -> None:
-        """1,001 objects in one folder: none is left out, and all go in one call."""
-        names = [f"{number:06}" for number in range(1_001)]
+        """None of the objects in one folder is left out, and all go in one call."""
+        names = [f"{number:06}" for number in range(self.many)]
         for begin in range(0, len(names), _AT_ONCE):
             await asyncio.gather(*(store.put(f"many/{name}", b"x") for name in names[begin : begin + _AT_ONCE]))
         assert await store.list_folder("many/") == names

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,23 +20,18 @@ from hypothesis import strategies as st
 from ray_durable.errors import FencedError, InstanceNotFoundError, PayloadTooLargeError, StoreError
 from ray_durable.storage import (
     ClaimLostError,
-    HubKeys,
-    ObjectStore,
     Pacing,
     RunLog,
-    Segment,
-    create_execution,
     latest_execution,
     open_store,
     read_tail,
 )
 from ray_durable.storage.segment import SEGMENT_BYTES_MAX
+from tests.storage.log_kit import KEYS, RUN, Owner, Patience, contend, line, names, read, start
 from tests.support.faults import Fault, FaultyStore
 
 T = TypeVar("T")
 
-KEYS = HubKeys("hub")
-RUN = "0123456789abcdef0123456789abcdef"
 _memory_names = itertools.count()
 
 
@@ -53,18 +46,6 @@ def run(test: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(test)
 
 
-@dataclass(slots=True)
-class Patience:
-    """A pacing that never really sleeps, and what it was told."""
-
-    troubles: list[str] = field(default_factory=list)
-
-    @property
-    def pacing(self) -> Pacing:
-        """The pacing."""
-        return Pacing(sleep=lambda _: asyncio.sleep(0), on_trouble=lambda error, _: self.troubles.append(str(error)))
-
-
 def pacing_until(turn: asyncio.Event) -> Pacing:
     """A pacing that tries again when `turn` is set."""
 
@@ -72,66 +53,6 @@ def pacing_until(turn: asyncio.Event) -> Pacing:
         await turn.wait()
 
     return Pacing(sleep=sleep)
-
-
-def line(number: int, name: str) -> bytes:
-    """An event line that can be told from others."""
-    return json.dumps({"n": number, "t": number, "type": "EventRaised", "name": name}).encode()
-
-
-def names(segments: list[Segment]) -> list[str]:
-    """What the events of a history are called, in order."""
-    return [json.loads(text)["name"] for segment in segments for text in segment.lines]
-
-
-async def start(store: ObjectStore, request_id: str = "r", name: str = "start") -> Segment | None:
-    """Create the execution."""
-    return await create_execution(
-        store,
-        KEYS,
-        instance_id="i",
-        execution=1,
-        run=RUN,
-        lines=[line(1, name)],
-        sections=[],
-        status={"request_id": request_id},
-        hub_epoch=0,
-    )
-
-
-async def read(store: ObjectStore, patience: Patience | None = None) -> RunLog:
-    """Read the log."""
-    return await RunLog.read(store, KEYS, "i", 1, pacing=(patience or Patience()).pacing)
-
-
-class Owner:
-    """An owner of the log who counts event numbers as the engine does."""
-
-    def __init__(self, log: RunLog) -> None:
-        self.log = log
-        last = log.tail.header
-        self.next_event = last.first + last.count
-
-    @classmethod
-    async def claimed(cls, store: ObjectStore, name: str, patience: Patience | None = None) -> Owner:
-        """Read the log and claim it."""
-        owner = cls(await read(store, patience))
-        await owner.claim(name)
-        return owner
-
-    async def claim(self, name: str) -> Segment:
-        """Append a claim whose event is called `name`."""
-        return await self._write(self.log.claim, name)
-
-    async def append(self, name: str) -> Segment:
-        """Append an event called `name`."""
-        return await self._write(self.log.append, name)
-
-    async def _write(self, write: Any, name: str) -> Segment:
-        number = self.next_event
-        segment: Segment = await write([line(number, name)], [], first=number, status={}, hub_epoch=1)
-        self.next_event += 1
-        return segment
 
 
 TIMEOUTS = (Fault.LOST, Fault.ANSWER_LOST, Fault.LATE, Fault.RESENT, Fault.HIDDEN)
@@ -399,8 +320,6 @@ async def _contend(seed: int) -> None:
     """Three owners in turn claim and append through faulty stores, in an order drawn from `seed`."""
     chance = random.Random(seed)
     store = await open_store(f"memory://log-protocol-{next(_memory_names)}")
-    await start(store)
-    acknowledged: list[str] = []
     faulty = [
         FaultyStore(
             store,
@@ -410,38 +329,11 @@ async def _contend(seed: int) -> None:
         for _ in range(3)
     ]
 
-    async def work(number: int) -> None:
+    async def pause() -> None:
         for _ in range(chance.randrange(30)):
             await asyncio.sleep(0)
-        owner = Owner(await read(faulty[number]))
-        while True:
-            name = f"{number}:claim"
-            try:
-                await owner.claim(name)
-                break
-            except ClaimLostError:
-                owner.next_event += len(names(await owner.log.refresh()))
-        acknowledged.append(name)
-        for step in range(4):
-            try:
-                await owner.append(f"{number}:{step}")
-            except FencedError:
-                return
-            acknowledged.append(f"{number}:{step}")
 
-    await asyncio.gather(*(work(number) for number in range(3)))
-    for one in faulty:
-        await one.close()
-    log = await read(store)
-    history = names(log.segments)
-    assert len(history) == len(set(history)), "an event lies in the log twice"
-    assert set(acknowledged) <= set(history), "an acknowledged event is lost"
-    for number in range(3):
-        of_one = [name for name in history if name.startswith(f"{number}:")]
-        assert of_one == [f"{number}:claim", *(f"{number}:{step}" for step in range(4))][: len(of_one)]
-    claims = [name for name in history if name.endswith(":claim")]
-    assert [segment.header.epoch for segment in log.segments if segment.header.claim] == [1, 2, 3]
-    assert len(claims) == 3
+    await contend(faulty, store, pause)
 
 
 @settings(max_examples=150, deadline=None)

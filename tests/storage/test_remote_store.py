@@ -153,6 +153,7 @@ class TestAnswers:
     def test_silence_has_a_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A server that takes a request and never answers does not hold the caller for ever."""
         monkeypatch.setattr(RemoteStore, "deadline_s", 0.05)
+        monkeypatch.setattr(RemoteStore, "slowest_bytes_per_s", 1_000_000_000)
         with ScriptedServer([Answer(is_silent=True)]) as server:
             errors = outcomes("s3://bucket/root", scripted(server))
         assert {name: type(error) for name, error in errors.items()} == dict.fromkeys(OPERATIONS, StoreUnavailableError)
@@ -169,6 +170,21 @@ class TestAnswers:
         with ScriptedServer([Answer(body=b"data")]) as server:
             assert outcome("s3://bucket/root", scripted(server), OPERATIONS["get"]) == b"data"
             assert [method for method, _, _ in server.requests] == ["GET"]
+
+    @pytest.mark.parametrize("size", [1, 9, 10, 11, 20, 25])
+    def test_a_large_object_is_read_in_parts(
+        self, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        """Each part has a deadline of its own; whether the object ends with a part or within one, it is read whole."""
+        monkeypatch.setattr(RemoteStore, "part_bytes", 10)
+        url, data = f"s3://{moto_server.create_bucket()}/root", bytes(range(size))
+
+        async def write_and_read(store: ObjectStore) -> bytes | None:
+            await store.put("a/key", data)
+            assert await store.get("a/nothing") is None
+            return await store.get("a/key")
+
+        assert outcome(url, moto_server.storage_options, write_and_read) == data
 
     def test_a_listing_is_one_request(self) -> None:
         """Also when nothing is there: the folder above is not listed too."""

@@ -18,6 +18,7 @@ from ray_durable.errors import StoreError, StoreUnavailableError, UnsupportedSto
 from ray_durable.storage import ObjectStore, open_store, probe
 from ray_durable.storage.local import LocalStore
 from ray_durable.storage.memory import MemoryStore
+from ray_durable.storage.remote import RemoteStore
 from tests.storage.store_contract import OpenRoot, StoreContract
 from tests.support.faults import Overwriting
 from tests.support.racing import race, watch
@@ -69,9 +70,12 @@ class TestS3OnSeaweedFS(StoreContract):
     races = 2
 
     @pytest.fixture
-    def root(self, seaweedfs_server: S3Server) -> OpenRoot:
+    def root(self, seaweedfs_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> OpenRoot:
         url = f"s3://{seaweedfs_server.create_bucket()}"
-        return lambda: open_store(url, storage_options=seaweedfs_server.storage_options)
+        # Racing writers poll for a lock of its own, on a busy machine for longer than a deadline.
+        monkeypatch.setattr(RemoteStore, "deadline_s", 60.0)
+        options = {**seaweedfs_server.storage_options, "config_kwargs": {"read_timeout": 60}}
+        return lambda: open_store(url, storage_options=options)
 
 
 class TestLocalRoots:
