@@ -13,7 +13,8 @@ import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from ray_durable import registry
@@ -28,12 +29,13 @@ from ray_durable.errors import (
     InstanceNotFoundError,
     InvalidOrchestratorError,
     SerializationError,
+    StoreUnavailableError,
     UnsupportedStoreError,
 )
 from ray_durable.event_name import check_event_id, check_event_name
 from ray_durable.function import DurableFunction
 from ray_durable.handle import Handle
-from ray_durable.reader import HubReader, address_of
+from ray_durable.reader import STORE_PATIENCE_S, HubReader, address_of
 from ray_durable.reason import check_reason
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.address import HubAddress
@@ -47,6 +49,7 @@ from ray_durable.runtime.lifecycle import (
     start_instance,
 )
 from ray_durable.runtime.moments import due_us
+from ray_durable.runtime.status import InstanceStatus
 from ray_durable.storage import check_hub_name, check_instance_id
 
 if TYPE_CHECKING:
@@ -60,6 +63,9 @@ R = TypeVar("R")
 _POLL_S_FIRST = 0.05
 _LONG_POLL_S = 10.0
 _COMMAND_S_MAX = 60.0
+_STATUS_S_MAX = 10.0
+_QUIET = timedelta(seconds=2)
+"""An instance whose last record is younger than this is not asked what keeps it from going on."""
 
 IdReuse = Literal["ended", "never"]
 """Which instances of an id may be followed by a new one: those that have ended, or none."""
@@ -184,6 +190,7 @@ class Hub(HubReader):
             TypeError, SerializationError, PayloadTooLargeError: the arguments do not fit, or cannot be encoded.
             InvalidOrchestratorError, FunctionNotFoundError: what is to be started is no orchestrator.
             ConfigurationError: `at` has no time zone, or is over a hundred years ahead.
+            StoreUnavailableError: the store did not answer for half a minute, so whether it was started is unknown.
         """
         function = _orchestrator(orchestrator)
         wanted_id = uuid.uuid4().hex if instance_id is None else instance_id
@@ -283,16 +290,33 @@ class Hub(HubReader):
                     raise
                 await asyncio.sleep(_POLL_S_FIRST)
 
+    async def status(self, instance_id: str) -> InstanceStatus:
+        """See `Handle.status`: what keeps the owner from writing is not in the store, so the owner is asked."""
+        assert self._connection is not None
+        try:
+            status = await self._within(_STATUS_S_MAX, super().status(instance_id))
+        except StoreUnavailableError:
+            told = await self._ask_owner(instance_id)
+            if told is None:
+                raise
+            return told.status
+        is_quiet = datetime.now(UTC) - status.updated_at > _QUIET
+        if status.is_ended or status.problem is not None or not is_quiet:
+            return status
+        problem = (await self._connection.describe(instance_id)).get("problem")
+        return replace(status, problem=problem)
+
     async def explain(self, instance_id: str) -> Explanation:
         """See `Handle.explain`: the instance's owner knows more than storage does."""
+        return await self._ask_owner(instance_id) or await super().explain(instance_id)
+
+    async def _ask_owner(self, instance_id: str) -> Explanation | None:
+        """What the owner says; None if there is none, or no answer."""
         assert self._connection is not None
-        told = await super().explain(instance_id)
-        if told.status.is_ended:
-            return told
         try:
-            return await self._connection.explain(instance_id) or told
+            return await self._connection.explain(instance_id)
         except ClusterConnectionError:
-            return told
+            return None
 
     def _connect(
         self,
@@ -388,7 +412,7 @@ class Hub(HubReader):
             await self._connection.admit(instance_id)
         except ClusterConnectionError:
             # Another cluster that holds the hub by now finds the instance, too.
-            with contextlib.suppress(HubHeldError):
+            with contextlib.suppress(HubHeldError, StoreUnavailableError):
                 await self._connection.repair()
 
     async def _command(self, instance_id: str, request_id: str, call: Callable[[Any], Awaitable[None]]) -> None:
@@ -398,9 +422,10 @@ class Hub(HubReader):
 
         Raises:
             ClusterConnectionError: it did not answer for a minute; whether it will be done is unknown.
+            StoreUnavailableError: the same, because of the store.
         """
         assert self._connection is not None
-        deadline_s, is_unclear = time.monotonic() + _COMMAND_S_MAX, False
+        began_s, is_unclear = time.monotonic(), False
         first: int | None = None
         while True:
             status = await self.status(instance_id)
@@ -426,15 +451,36 @@ class Hub(HubReader):
                 await asyncio.sleep(_POLL_S_FIRST)
             except ClusterConnectionError as error:
                 is_unclear = True
-                if time.monotonic() > deadline_s:
-                    raise ClusterConnectionError(
-                        f"Instance {instance_id!r} did not answer for {_COMMAND_S_MAX:.0f} s ({error}), so whether "
-                        "this had an effect is unknown. Does its orchestrator block (time.sleep, long computations)? "
-                        "Those belong into activities. handle.status() tells what is recorded"
-                    ) from error
+                await self._require_patience(instance_id, time.monotonic() - began_s, error)
                 # The outcome is unknown; the same request again is recognised by its id.
                 await self._connection.repair()
                 await asyncio.sleep(_POLL_S_FIRST)
+
+    async def _require_patience(self, instance_id: str, waited_s: float, error: ClusterConnectionError) -> None:
+        """Raise what keeps an instance from answering, once that was waited for long enough."""
+        assert self._connection is not None
+        if waited_s < STORE_PATIENCE_S:
+            return
+        told = await self._connection.describe(instance_id)
+        unknown = "so whether this had an effect, or will have, is unknown"
+        if told.get("store_problem"):
+            raise StoreUnavailableError(
+                f"Instance {instance_id!r} has not recorded this for {waited_s:.0f} s, {unknown}: "
+                f"{told['store_problem']}",
+                url=self.address.root,
+                waited_s=waited_s,
+            ) from error
+        if waited_s < _COMMAND_S_MAX:
+            return
+        if told.get("problem"):
+            raise ClusterConnectionError(
+                f"Instance {instance_id!r} did not answer for {waited_s:.0f} s, {unknown}. It waits: {told['problem']}"
+            ) from error
+        raise ClusterConnectionError(
+            f"Instance {instance_id!r} did not answer for {waited_s:.0f} s ({error}), {unknown}. Does its orchestrator "
+            "block (time.sleep, long computations)? Those belong into activities. handle.status() tells what is "
+            "recorded"
+        ) from error
 
     async def _is_recorded(self, instance_id: str, request_id: str, executions: Iterable[int]) -> bool:
         """Whether one of these histories holds the request, or the external event of this id."""
@@ -453,7 +499,7 @@ class Hub(HubReader):
             return await self._connection.wait_ended(instance_id, wait_s)
         except ClusterConnectionError:
             # What another cluster brings to its end shows in storage all the same.
-            with contextlib.suppress(HubHeldError):
+            with contextlib.suppress(HubHeldError, StoreUnavailableError):
                 await self._connection.repair()
             await asyncio.sleep(poll_s)
             return False

@@ -45,7 +45,13 @@ class Handle(Generic[R_co]):
         self._client = client
 
     def status(self) -> InstanceStatus:
-        """The status, read from storage; needs no Ray. InstanceNotFoundError if there is no such instance."""
+        """The status, as storage has it; needs no Ray. What a connected hub's instance cannot write there (its
+        `problem`, while the store does not answer), it is asked for.
+
+        Raises:
+            InstanceNotFoundError: there is no such instance.
+            StoreUnavailableError: the store does not answer, and nobody else knows.
+        """
         found: InstanceStatus = self._client.run(self._client.status(self.instance_id))
         return found
 
@@ -84,6 +90,8 @@ class Handle(Generic[R_co]):
             InstanceNotFoundError, InstanceEndedError: nobody is there to take it.
             SerializationError: the value cannot be encoded.
             InvalidIdError: events cannot have this name or id: both are 1 to 256 printable characters.
+            StoreUnavailableError: it could not be recorded for half a minute, and may be yet: repeat it with an
+                `event_id`.
         """
         self._client.run(self._client.raise_event(self.instance_id, name, value, event_id))
 

@@ -21,6 +21,7 @@ from ray_durable.errors import (
     OrchestrationFailedError,
     OrchestrationTerminatedError,
     SerializationError,
+    StoreUnavailableError,
 )
 from ray_durable.handle import Handle
 from ray_durable.runtime.address import KEY_VARIABLE, OPTIONS_VARIABLE, HubAddress, default_key_source
@@ -29,13 +30,26 @@ from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.loop_thread import LoopThread
 from ray_durable.runtime.moments import to_us
 from ray_durable.runtime.status import InstanceStatus
-from ray_durable.storage import Signer, check_hub_name, check_instance_id, latest_execution, list_ended, list_open
+from ray_durable.storage import (
+    Pacing,
+    Signer,
+    check_hub_name,
+    check_instance_id,
+    latest_execution,
+    list_ended,
+    list_open,
+)
 
 __all__ = ["HubReader", "address_of", "browse", "default_root"]
 
 T = TypeVar("T")
 
+STORE_PATIENCE_S = 30.0
+"""How long a call waits for a store that does not answer. What runs waits for as long as it takes."""
+
 _POLL_S_FIRST, _POLL_S_MAX = 0.05, 1.0
+_LOOK_S = 5.0
+"""How long a look at the store may take beyond the timeout that a caller gave."""
 
 
 def browse(
@@ -139,7 +153,7 @@ class HubReader:
         """See `Handle.result`: looks again and again, since a reader has nobody to ask."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         poll_s, was_told = _POLL_S_FIRST, False
-        while (end := await (await self._hub()).end(instance_id)) is None:
+        while (end := await self._look_for_end(instance_id, deadline_s)) is None:
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             if left_s is not None and left_s <= 0:
                 await self._raise_timeout(instance_id, timeout_s)
@@ -208,7 +222,8 @@ class HubReader:
 
     async def _hub(self) -> OpenHub:
         if self._opened is None:
-            self._opened = await OpenHub.open(self.address)
+            pacing = Pacing(patience_s=STORE_PATIENCE_S)
+            self._opened = await OpenHub.open(self.address, pacing=pacing, who=f"a client of {self.address.hub!r}")
         return self._opened
 
     async def _wait_for_end(self, instance_id: str, poll_s: float, left_s: float | None) -> bool:
@@ -216,8 +231,34 @@ class HubReader:
         await asyncio.sleep(poll_s)
         return False
 
+    async def _look_for_end(self, instance_id: str, deadline_s: float | None) -> ExecutionCompleted | None:
+        """The end, if it is there; also None if the store does not answer, which an instance outlives."""
+        limit_s = None if deadline_s is None else _LOOK_S + max(0.0, deadline_s - time.monotonic())
+        try:
+            return await self._within(limit_s, (await self._hub()).end(instance_id))
+        except StoreUnavailableError:
+            return None
+
+    async def _within(self, limit_s: float | None, question: Coroutine[Any, Any, T]) -> T:
+        """The answer to a question to the store. StoreUnavailableError if there is none after `limit_s`."""
+        task = asyncio.ensure_future(question)
+        try:
+            await asyncio.wait({task}, timeout=limit_s)
+            if task.done():
+                return task.result()
+            store = (await self._hub()).store
+            raise StoreUnavailableError(store.problem or f"{store.url} does not answer", url=store.url)
+        finally:
+            task.cancel()
+
     async def _raise_timeout(self, instance_id: str, timeout_s: float | None) -> None:
-        status = await self.status(instance_id)
+        try:
+            status = await self._within(_LOOK_S, self.status(instance_id))
+        except StoreUnavailableError as error:
+            raise TimeoutError(
+                f"Instance {instance_id!r} is not known to have ended after {timeout_s} s ({error}). It goes on; ask "
+                "again"
+            ) from error
         problem = f" It waits: {status.problem}." if status.problem else ""
         raise TimeoutError(
             f"Instance {instance_id!r} is {status.runtime_status} after {timeout_s} s.{problem} It goes on; ask again"

@@ -42,7 +42,6 @@ from ray_durable.engine import (
 from ray_durable.errors import (
     ConfigurationError,
     CorruptLogError,
-    DurableError,
     FunctionNotFoundError,
     InstanceNotFoundError,
 )
@@ -57,6 +56,7 @@ from ray_durable.storage import (
     ObjectStore,
     OpenEntry,
     Pacing,
+    PatientStore,
     RunLog,
     Segment,
     Signer,
@@ -117,9 +117,17 @@ _LARGE_TURN_INLINE_BYTES_MAX = 4 * 1024
 class OpenHub:
     """See the module. `epoch` is the hub epoch in whose name this process acts (0: it only reads and starts)."""
 
-    def __init__(self, address: HubAddress, store: ObjectStore, *, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        address: HubAddress,
+        store: ObjectStore,
+        *,
+        epoch: int = 0,
+        pacing: Pacing | None = None,
+        who: str = "ray_durable",
+    ) -> None:
         self.address = address
-        self.store = store
+        self.store = PatientStore(store, pacing, who=who)
         self.keys = HubKeys(address.hub, address.signer())
         self.epoch = epoch
         self.limits = Limits()
@@ -130,10 +138,16 @@ class OpenHub:
         self._settings: Mapping[str, Any] | None = None
 
     @classmethod
-    async def open(cls, address: HubAddress, *, epoch: int = 0) -> OpenHub:
-        """Open the hub's store; nothing is written, and neither root nor hub need exist."""
+    async def open(
+        cls, address: HubAddress, *, epoch: int = 0, pacing: Pacing | None = None, who: str = "ray_durable"
+    ) -> OpenHub:
+        """Open the hub's store; nothing is written, and neither root nor hub need exist.
+
+        `pacing` says how, and for how long, the store is asked again when it does not answer (default: for ever), and
+        `who` whom the log then names as the one that waits.
+        """
         store = await open_store(address.root, storage_options=address.storage_options())
-        return cls(address, store, epoch=epoch)
+        return cls(address, store, epoch=epoch, pacing=pacing, who=who)
 
     async def create(self, settings: Mapping[str, Any] | None = None) -> None:
         """Make sure that the store can hold a hub, and that the root and the hub exist, with these settings if new.
@@ -178,22 +192,15 @@ class OpenHub:
         """Give the store's connections back."""
         await self.store.close()
 
-    async def read_log(
-        self,
-        instance_id: str,
-        execution: int | None = None,
-        *,
-        on_trouble: Callable[[DurableError, float], None] | None = None,
-    ) -> tuple[RunLog, list[Event]]:
+    async def read_log(self, instance_id: str, execution: int | None = None) -> tuple[RunLog, list[Event]]:
         """The log of an execution (default: the newest), and its events; blobs are not loaded.
 
         Raises:
             InstanceNotFoundError: there is no such instance.
             CorruptLogError: an object is damaged or missing.
         """
-        pacing = Pacing() if on_trouble is None else Pacing(on_trouble=on_trouble)
-        execution = execution or await self._latest(instance_id, pacing)
-        log = await RunLog.read(self.store, self.keys, instance_id, execution, pacing=pacing)
+        execution = execution or await self._latest(instance_id)
+        log = await RunLog.read(self.store, self.keys, instance_id, execution, pacing=self.store.pacing)
         events = [event for segment in log.segments for event in self.events_of(segment)]
         for position, event in enumerate(events, start=1):
             if event.number != position:
@@ -210,11 +217,11 @@ class OpenHub:
         Raises:
             InstanceNotFoundError: there is no such instance, or no such execution of it any more.
         """
-        newest = await self._latest(instance_id, Pacing())
+        newest = await self._latest(instance_id)
         execution = newest if execution is None else execution
         if execution != newest:
             await self._require_execution(instance_id, execution)
-        log = await RunLog.read(self.store, self.keys, instance_id, execution)
+        log = await RunLog.read(self.store, self.keys, instance_id, execution, pacing=self.store.pacing)
         return [event for segment in log.segments for event in self.events_of(segment)]
 
     async def _require_execution(self, instance_id: str, execution: int) -> None:
@@ -229,7 +236,7 @@ class OpenHub:
 
     async def started(self, instance_id: str) -> ExecutionStarted:
         """The first event of the newest execution."""
-        execution = await self._latest(instance_id, Pacing())
+        execution = await self._latest(instance_id)
         segment = await persist(lambda: read_start(self.store, self.keys, instance_id, execution))
         first = self.events_of(segment)[0]
         if not isinstance(first, ExecutionStarted):
@@ -242,7 +249,7 @@ class OpenHub:
 
     async def tail(self, instance_id: str) -> Segment:
         """The last segment of the newest execution. InstanceNotFoundError if there is none."""
-        execution = await self._latest(instance_id, Pacing())
+        execution = await self._latest(instance_id)
         return await persist(lambda: read_tail(self.store, self.keys, instance_id, execution))
 
     async def status(self, instance_id: str) -> InstanceStatus:
@@ -409,8 +416,8 @@ class OpenHub:
             await asyncio.gather(*map(store, places[begin : begin + _WRITES_AT_ONCE]))
         return stored
 
-    async def _latest(self, instance_id: str, pacing: Pacing) -> int:
-        execution = await pacing.persist(lambda: latest_execution(self.store, self.keys, instance_id))
+    async def _latest(self, instance_id: str) -> int:
+        execution = await latest_execution(self.store, self.keys, instance_id)
         if execution is None:
             raise InstanceNotFoundError(
                 f"There is no instance {instance_id!r} in hub {self.address.hub!r} at {self.store.url}: check the id, "

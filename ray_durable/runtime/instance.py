@@ -124,7 +124,12 @@ class Instance:
     @property
     def problem(self) -> str | None:
         """What keeps it from going on, if anything does."""
-        return self._problems.problem
+        return self._problems.problem or self._hub.store.problem
+
+    @property
+    def store_problem(self) -> str | None:
+        """The problem, if it is the store's."""
+        return self._hub.store.problem or (self._problems.problem if self._problems.is_of_store else None)
 
     async def run(self) -> None:
         """Own the instance until it ends, through all of its executions.
@@ -162,6 +167,10 @@ class Instance:
     async def explain(self) -> Explanation:
         """What it waits for, and which worker is at it."""
         if self._is_over or not hasattr(self, "_mail") or not self._is_loaded():
+            if self.store_problem is not None:
+                # Whoever asks is not to wait as long.
+                text = f"Instance {self.instance_id!r} is not loaded yet: {self.store_problem}"
+                raise StoreUnavailableError(text, url=self._hub.store.url)
             return explain_history(await self._hub.status(self.instance_id), await self._hub.history(self.instance_id))
         status = InstanceStatus.from_summary(self._summary(self._log.epoch), problem=self.problem)
         try:
@@ -288,13 +297,12 @@ class Instance:
 
     async def _read(self) -> list[Event]:
         """The history of the newest execution; the next one is made where there is only the link to it."""
-        trouble = self._problems.report_store_trouble
         number, self._execution_number = self._execution_number, None
-        self._log, history = await self._hub.read_log(self.instance_id, number, on_trouble=trouble)
+        self._log, history = await self._hub.read_log(self.instance_id, number)
         while (link := link_of(history)) is not None:
             # None: the newest, since somebody else has made another.
             number = await create_successor(self._hub, history, link)
-            self._log, history = await self._hub.read_log(self.instance_id, number, on_trouble=trouble)
+            self._log, history = await self._hub.read_log(self.instance_id, number)
         self._require_unclaimed()
         self._started = self._start_of(history)
         if not hasattr(self, "_mail"):

@@ -17,6 +17,7 @@ from ray_durable.runtime.ports import Clock
 from ray_durable.runtime.supervisor import ORPHAN_AGE_US
 from ray_durable.storage import (
     OpenEntry,
+    Pacing,
     add_open,
     current_hub_epoch,
     find_open,
@@ -28,10 +29,15 @@ from ray_durable.storage import (
     write_lease,
 )
 
-__all__ = ["Lease", "LeaseKeeper", "find_lease", "is_cluster_reachable"]
+__all__ = ["HOLDER_PACING", "Lease", "LeaseKeeper", "find_lease", "is_cluster_reachable"]
 
 STALE_US = 15_000_000
 """A lease that was not renewed for this long is nobody's."""
+
+HOLDER_PACING = Pacing(max_s=2.0)
+"""How a holder asks a store that does not answer: nobody is to think, soon after an outage, that it is gone."""
+
+_PROMPT_US = 2_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +97,13 @@ class LeaseKeeper:
         if newest > self._lease.epoch:
             key = self._hub.keys.hub_epoch(newest)
             raise FencedError(f"hub epoch {newest} replaced {self._lease.epoch}", key=key)
-        renewed = dataclasses.replace(self._lease, renewed_us=self._clock.now_us())
-        await write_lease(self._hub.store, self._hub.keys, renewed.to_json())
+        while True:
+            now_us = self._clock.now_us()
+            renewed = dataclasses.replace(self._lease, renewed_us=now_us)
+            await write_lease(self._hub.store, self._hub.keys, renewed.to_json())
+            # Written after an outage of the store, a lease is as old as the outage, and looks like nobody's.
+            if self._clock.now_us() - now_us < _PROMPT_US:
+                return
 
     async def open_instances(self) -> Sequence[OpenEntry]:
         """See `HubIndex`."""

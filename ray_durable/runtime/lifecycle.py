@@ -307,6 +307,7 @@ async def _create(hub: OpenHub, events: Sequence[Event], *, created_us: int) -> 
             due_us=started.due_us,
         ),
         hub_epoch=hub.epoch,
+        pacing=hub.store.pacing,
     )
     return existing is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ray_durable.errors import DurableError
+from ray_durable.errors import DurableError, StoreError
 from ray_durable.failure import Failure
 from ray_durable.runtime.hub import OpenHub
 
@@ -14,10 +14,15 @@ logger = logging.getLogger(__name__)
 
 
 class Problems:
-    """The present problem of one instance. `problem` is None while there is none."""
+    """The present problem of one instance. `problem` is None while there is none.
+
+    That the store does not answer is none of these: whoever waits for it writes nothing there (`PatientStore.problem`).
+    """
 
     def __init__(self, hub: OpenHub, instance_id: str) -> None:
         self.problem: str | None = None
+        self.is_of_store = False
+        """Whether the problem is that the store refuses."""
         self._hub = hub
         self._instance_id = instance_id
         # What the open set says of a problem; at first, whatever an earlier owner left there.
@@ -25,12 +30,8 @@ class Problems:
 
     async def report(self, problem: str | None) -> None:
         """This is the problem now; None: it goes on."""
-        if problem != self.problem:
-            self.problem = problem
-            logger.log(logging.WARNING if problem else logging.INFO, "%s: %s", self._instance_id, problem or "goes on")
-        if problem != self._noted:
-            await self._hub.note_problem(self._instance_id, problem)
-            self._noted = problem
+        self.is_of_store = False
+        await self._report(problem)
 
     async def report_error(self, error: BaseException) -> None:
         """Say why it does not go on. An error that is not ours has a traceback worth reading."""
@@ -39,12 +40,18 @@ class Problems:
         if not isinstance(error, DurableError):
             problem += " (a bug in ray_durable or a damaged environment: see the log of the instance's host)"
             logger.error("%s cannot go on, and tries again:\n%s", self._instance_id, failure.traceback)
+        is_new = problem != self.problem
+        self.is_of_store = isinstance(error, StoreError)
         try:
-            await self.report(problem)
+            await self._report(problem)
         except Exception as unnoted:
-            logger.warning("%s: its problem cannot be noted in the store: %s", self._instance_id, unnoted)
+            if is_new:
+                logger.warning("%s: its problem cannot be noted in the store: %s", self._instance_id, unnoted)
 
-    def report_store_trouble(self, error: Exception, waited_s: float) -> None:
-        """The store does not take the log, so neither can it take a note."""
-        logger.warning("%s: the store does not take the log (%.0f s so far): %s", self._instance_id, waited_s, error)
-        self.problem = f"the store does not answer: {error}"
+    async def _report(self, problem: str | None) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            logger.log(logging.WARNING if problem else logging.INFO, "%s: %s", self._instance_id, problem or "goes on")
+        if problem != self._noted:
+            await self._hub.note_problem(self._instance_id, problem)
+            self._noted = problem

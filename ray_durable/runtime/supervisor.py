@@ -122,13 +122,18 @@ class Supervisor:
             await self._directory.create(chosen)
 
     async def _go_rounds(self) -> None:
+        complaint = ""
         while True:
             try:
                 await self.round()
+                complaint = ""
             except FencedError:
                 raise
             except DurableError as error:
-                logger.warning("supervisor: %s; trying again", error)
+                # Trouble may last for hours: it is told once.
+                if str(error) != complaint:
+                    complaint = str(error)
+                    logger.warning("supervisor: %s; trying again", complaint)
             await asyncio.sleep(self._interval_s)
 
     async def _pursue(self, chore: Chore) -> None:

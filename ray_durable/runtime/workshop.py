@@ -19,7 +19,7 @@ class HubWorkshop:
 
     def __init__(self, address: HubAddress) -> None:
         self._thread = LoopThread(name="storage")
-        self._hub = self._thread.run(OpenHub.open(address))
+        self._hub = self._thread.run(OpenHub.open(address, who="a worker of activities"))
         self._functions: dict[FunctionReference, DurableFunction] = {}
         self.codec = self._hub.codec
 

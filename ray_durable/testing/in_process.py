@@ -6,7 +6,7 @@ After each call, everything has happened that can happen without time passing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ray_durable.authoring import Orchestrator
@@ -172,6 +172,10 @@ class _InProcessConnection:
 
     async def explain(self, instance_id: str) -> Explanation:
         return await self._stage.explain(instance_id)
+
+    async def describe(self, instance_id: str) -> Mapping[str, Any]:
+        """Nothing that storage does not tell: this store takes what an owner writes."""
+        return {}
 
     async def repair(self) -> None:
         """Nothing to repair: owners are made when they are missing."""

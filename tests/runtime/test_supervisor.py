@@ -11,7 +11,7 @@ import pytest
 from ray_durable.errors import FencedError, StoreUnavailableError
 from ray_durable.runtime.chores import Chore
 from ray_durable.runtime.hub import OpenHub
-from ray_durable.runtime.lease import Lease, LeaseKeeper
+from ray_durable.runtime.lease import HOLDER_PACING, Lease, LeaseKeeper, find_lease
 from ray_durable.runtime.lifecycle import open_entry
 from ray_durable.runtime.supervisor import Supervisor
 from ray_durable.storage import (
@@ -53,7 +53,7 @@ class Office:
     def __init__(self, *, live_max: int = 10, chores: Sequence[Chore] = ()) -> None:
         self.world = World()
         self.store = SpyStore(self.world.objects)
-        self.hub = OpenHub(self.world.address, self.store, epoch=1)
+        self.hub = OpenHub(self.world.address, self.store, epoch=1, pacing=HOLDER_PACING)
         self.directory = Directory()
         lease = Lease(epoch=1, cluster="10.0.0.1:6379", host="here", boot="", pid=0)
         self.keeper = LeaseKeeper(self.hub, lease, self.world.clock)
@@ -246,11 +246,37 @@ async def test_a_store_that_fails_for_a_while_delays_it() -> None:
 
     office.store.before = down
     running = asyncio.create_task(office.supervisor.run())
-    await asyncio.sleep(60)
+    await asyncio.sleep(3_600)
     assert office.supervisor.rounds == 0
     office.store.before = None
     await asyncio.sleep(5)
     assert office.directory.actors == ["a"]
+    running.cancel()
+
+
+@simulated
+async def test_after_an_outage_the_lease_is_never_one_of_before(caplog: pytest.LogCaptureFixture) -> None:
+    """What waited to be written for an hour would look like a lease that nobody renews; the log tells of it once."""
+    office = Office()
+    running = asyncio.create_task(office.supervisor.run())
+    await asyncio.sleep(5)
+
+    async def down(operation: str, key: str) -> None:
+        raise StoreUnavailableError("503", url=office.store.url)
+
+    office.store.before = down
+    await asyncio.sleep(3_600)
+    office.store.before = None
+    ages_us = []
+    for _ in range(300):
+        await asyncio.sleep(0.01)
+        lease = await find_lease(office.hub)
+        assert lease is not None
+        ages_us.append(office.world.clock.now_us() - lease.renewed_us)
+    assert ages_us[0] > 3_600_000_000
+    first_new = next(place for place, age_us in enumerate(ages_us) if age_us < 1_000_000_000)
+    assert max(ages_us[first_new:]) < 5_000_000, "it may look old for one moment only"
+    assert len([record for record in caplog.records if "503" in record.getMessage()]) == 1
     running.cancel()
 
 

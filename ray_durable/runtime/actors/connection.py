@@ -42,6 +42,7 @@ T = TypeVar("T")
 _REPAIR_PAUSE_S = 0.2
 _LATE_S_MAX = 1.0
 _EXPLAIN_S_MAX = 15.0
+_DESCRIBE_S_MAX = 3.0
 _SUPERVISOR_S_MAX = 60.0
 _LEASE_S = 3.0
 _RENEWALS_OF_THE_LIVING = 3
@@ -102,7 +103,7 @@ class Connection:
             renewals: set[int] = set()
             while True:
                 lease = self._run(find_lease(self._hub))
-                if lease is not None and lease.is_living(self._clock.now_us()):
+                if lease is not None and (lease.is_living(self._clock.now_us()) or self._is_served(lease)):
                     if self._join(lease):
                         self._use(lease.epoch)
                         return
@@ -172,6 +173,15 @@ class Connection:
         actor = await find(self._cluster, instance_name(instance_id))
         return None if actor is None else await answer(actor.explain.remote(), _LATE_S_MAX + _EXPLAIN_S_MAX)
 
+    async def describe(self, instance_id: str) -> Mapping[str, Any]:
+        """What the host of the instance says of it, even while its turns do nothing; nothing if it does not answer."""
+        try:
+            actor = await find(self._cluster, instance_name(instance_id))
+            told: Mapping[str, Any] = {} if actor is None else await answer(actor.describe.remote(), _DESCRIBE_S_MAX)
+        except ClusterConnectionError:
+            return {}
+        return told
+
     async def wait_ended(self, instance_id: str, timeout_s: float) -> bool:
         """Wait for the instance's end, at most so long; False if it is not known to have ended."""
         actor = await find(self._cluster, instance_name(instance_id))
@@ -211,6 +221,22 @@ class Connection:
             logger.warning("the cluster at %s cannot be joined: %s", lease.cluster, error)
             return False
         return True
+
+    def _is_served(self, lease: Lease) -> bool:
+        """Whether the holder's supervisor lives although its lease is old: the store may not have taken a newer one."""
+        was_connected = ray.is_initialized()
+        if not self._join(lease):
+            return False
+        with contextlib.suppress(ray.exceptions.RayError):
+            supervisor = self._find(SUPERVISOR)
+            if supervisor is not None:
+                told = ray.get(supervisor.describe.remote(), timeout=_LEASE_S)
+                if told["epoch"] == lease.epoch:
+                    return True
+        if not was_connected:
+            # A Ray that has taken the place of the holder's is not ours to use.
+            ray.shutdown()
+        return False
 
     def _log_to_driver(self) -> bool:
         return bool(self._ray_init.get("log_to_driver", True))

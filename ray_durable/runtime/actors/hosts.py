@@ -30,7 +30,7 @@ from ray_durable.runtime.explanation import Explanation, explain_history
 from ray_durable.runtime.framing import Endpoint
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
-from ray_durable.runtime.lease import Lease, LeaseKeeper, find_lease
+from ray_durable.runtime.lease import HOLDER_PACING, Lease, LeaseKeeper, find_lease
 from ray_durable.runtime.loop_thread import LoopThread
 from ray_durable.runtime.loop_watch import LoopWatch
 from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply
@@ -116,12 +116,20 @@ class OrchestrationActor:
     async def describe(self) -> dict[str, Any]:
         """What the host knows without asking the turn's thread: it answers even when user code blocks that."""
         instance = self._instance
-        return {"pid": os.getpid(), "host": socket.gethostname(), "problem": instance.problem if instance else None}
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "problem": instance.problem if instance else None,
+            "store_problem": instance.store_problem if instance else None,
+        }
+
+    async def _open_hub(self) -> OpenHub:
+        return await OpenHub.open(self._address, epoch=self._hub_epoch, who=f"instance {self._instance_id}")
 
     async def _own_hub(self) -> OpenHub:
         """The hub, opened for Ray's loop."""
         if self._hub is None:
-            self._hub = await OpenHub.open(self._address, epoch=self._hub_epoch)
+            self._hub = await self._open_hub()
         return self._hub
 
     async def _report_block(self, stack: str | None) -> None:
@@ -157,7 +165,7 @@ class OrchestrationActor:
     async def _live(self) -> None:
         """Serve the instance to its end, then leave. A supervisor makes a new actor if there is more to do."""
         try:
-            hub = await OpenHub.open(self._address, epoch=self._hub_epoch)
+            hub = await self._open_hub()
             self._instance = Instance(
                 self._instance_id,
                 hub=hub,
@@ -233,8 +241,9 @@ class SupervisorActor:
         await self._ask(lambda supervisor: supervisor.activate(instance_id))
 
     async def describe(self) -> dict[str, Any]:
-        """Process and rounds, for diagnostics."""
-        return {"pid": os.getpid(), "rounds": self._supervisor.rounds if self._supervisor else 0}
+        """Process, hub epoch and rounds, for diagnostics."""
+        rounds = self._supervisor.rounds if self._supervisor else 0
+        return {"pid": os.getpid(), "epoch": self._hub_epoch, "rounds": rounds}
 
     async def _ask(self, question: Callable[[Supervisor], Awaitable[T]]) -> T:
         async def ask() -> T:
@@ -247,7 +256,9 @@ class SupervisorActor:
     async def _supervise(self) -> None:
         while True:
             try:
-                hub = await OpenHub.open(self._address, epoch=self._hub_epoch)
+                hub = await OpenHub.open(
+                    self._address, epoch=self._hub_epoch, pacing=HOLDER_PACING, who="the supervisor"
+                )
                 directory = _Directory(Cluster(self._address, self._hub_epoch))
                 lease = Lease.of_this_process(self._hub_epoch, cluster=ray.get_runtime_context().gcs_address)
                 keeper = LeaseKeeper(hub, lease, SystemClock())
