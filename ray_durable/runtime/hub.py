@@ -280,24 +280,32 @@ class OpenHub:
     async def record_end(self, log: RunLog, own: OpenEntry, previous: int | None) -> bool:
         """Leave the summary of an ended instance and take it out of the open set, in this order.
 
-        False if another execution follows by now: then it stays in the open set, with the entry `own` if it has none.
+        False if another execution follows by now, or if it was purged, so that another may begin: then it stays in the
+        open set, with the entry `own` if it has none.
         `previous` is the execution before, if any: whoever left or purged it may have died before its summary was
         removed.
         """
         instance_id, summary = log.instance_id, log.tail.header.status
-        if not await log.is_at_end():
+        if not await self._is_newest(log):
             return False
         entry = await persist(lambda: find_open(self.store, self.keys, instance_id))
         if previous is not None:
             await self._forget_any_end(instance_id, previous)
         await persist(lambda: record_ended(self.store, self.keys, summary))
         await persist(lambda: remove_open(self.store, self.keys, instance_id))
-        if await log.is_at_end():
+        if await self._is_newest(log):
             return True
         # Somebody began the next execution in between, and may have entered it before it was removed.
         await self.forget_end(summary)
         await self.enter(entry or own)
         return False
+
+    async def _is_newest(self, log: RunLog) -> bool:
+        """Whether no other execution follows this one, by a link or after a purge."""
+        if not await log.is_at_end():
+            return False
+        key = self.keys.purged(log.instance_id, log.execution)
+        return await persist(lambda: self.store.get(key)) is None
 
     async def keep_open(self, own: OpenEntry) -> None:
         """See that an instance that has not ended is in the open set: another owner may have died as it left it."""
