@@ -311,7 +311,17 @@ class Instance:
         return history
 
     def _require_unclaimed(self) -> None:
-        """FencedError if somebody claimed the log after this owner did: two that claim in turn would never rest."""
+        """FencedError if somebody claimed the log after this owner did: two that claim in turn would never rest.
+
+        Also if a newer hub epoch wrote to it. An owner of the newer cluster that only waits would not learn that this
+        one had claimed the log behind it, and wait for ever for what was told to this one.
+        """
+        newest = max(segment.header.hub_epoch for segment in self._log.segments)
+        if newest > self._hub.epoch:
+            raise FencedError(
+                f"Hub epoch {newest} has the log of instance {self.instance_id!r}, and this is {self._hub.epoch}",
+                key=self._log.tail.key,
+            )
         if self._claimed is None:
             return
         run, epoch = self._claimed

@@ -347,3 +347,54 @@ class TestPurges:
         await asyncio.sleep(60)
         assert (await list_ended(town.objects, town.hub.keys)).summaries == ()
         assert await town.objects.list_folder(f"{town.hub.keys.hub}/runs/") == []
+
+
+class TestOwners:
+    @simulated
+    async def test_an_owner_of_what_was_purged_leaves_the_instance_that_came_after_it_alone(self) -> None:
+        """It read the end before the purge, and takes the instance out of the open set after the next one's start."""
+        for pause in range(20):
+            model.reset()
+            town = Town()
+            await town.start(model.child, "a")
+            await town.settled()
+            gate = asyncio.Event()
+            late = _hold(town.own("one"), pause, gate)
+            await town.until(lambda late=late, pause=pause: len(late.store.calls) > pause or late.task.done())
+            await purge_instance(town.hub, "one", now_us=town.clock.now_us())
+            await town.start(model.awaits_event, "Go")
+            gate.set()
+            await asyncio.sleep(60)
+            assert await find_open(town.objects, town.hub.keys, "one") is not None, pause
+            await town.raise_event("Go", 7, "e")
+            assert await town.result_of() == 7
+            await town.settled()
+            await town.close()
+
+    @simulated
+    async def test_an_owner_of_an_older_hub_epoch_does_not_claim_behind_one_of_a_newer(self) -> None:
+        """That one may only wait, and would never hear that it has lost the log."""
+        world = Town()
+        world.hub.epoch = 2
+        await world.start(model.awaits_event, "Go")
+        newer = world.own("one", epoch=2)
+        await world.until(lambda: newer.store.segments)
+        older = world.own("one", epoch=1)
+        with pytest.raises(FencedError, match="Hub epoch 2"):
+            await older.ended()
+        assert older.store.segments == []
+        await world.close()
+
+
+def _hold(owner: Owner, pause: int, gate: asyncio.Event) -> Owner:
+    """Let an owner go on behind its `pause`-th operation once the gate is open."""
+    before = owner.store.before
+    assert before is not None
+
+    async def wait(operation: str, key: str) -> None:
+        if len(owner.store.calls) > pause:
+            await gate.wait()
+        await before(operation, key)
+
+    owner.store.before = wait
+    return owner
