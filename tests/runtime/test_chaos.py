@@ -289,7 +289,7 @@ class Chaos:
             instance_id = json.loads(data.split(b"\n")[0])["instance"]
             number = int(key.rpartition("/")[2])
             with contextlib.suppress(InstanceNotFoundError):
-                found[instance_id, number] = await hub.history(instance_id, number)
+                found[instance_id, number] = (await hub.read_log(instance_id, number))[1]
         return found
 
     def _check_entries(self, histories: dict[tuple[str, int], list[Event]], entries: list[str]) -> None:
