@@ -208,7 +208,8 @@ class MapCompleted(Input):
     """The items `start` to `start + count - 1` of `map` have outcomes.
 
     `failures` are (offset from `start`, failure), in ascending order; `results` encodes the list of the other items'
-    results, in order. `lost_workers` adds up, over these items, the workers that died with them before.
+    results, in order. `lost_workers` adds up, over these items, the workers that died with them before. `heartbeats`
+    are what those that failed last said of themselves, likewise by offset, for the next attempt to read.
     """
 
     map: int
@@ -216,6 +217,7 @@ class MapCompleted(Input):
     count: int
     results: Payload
     failures: tuple[tuple[int, Failure], ...] = ()
+    heartbeats: tuple[tuple[int, Payload], ...] = field(default=(), repr=False)
     lost_workers: int = field(default=0, repr=False)
 
 

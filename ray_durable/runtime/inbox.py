@@ -142,7 +142,8 @@ def _size(event: Event) -> int:
         return _EVENT_BYTES + _failure_size(event.failure)
     if isinstance(event, MapCompleted):
         failures = sum(_failure_size(failure) for _, failure in event.failures)
-        return _EVENT_BYTES + _payload_size(event.results) + failures
+        said = sum(_EVENT_BYTES + payload.size for _, payload in event.heartbeats)
+        return _EVENT_BYTES + _payload_size(event.results) + failures + said
     return _EVENT_BYTES + (_payload_size(event.value) if isinstance(event, EventRaised) else 0)
 
 

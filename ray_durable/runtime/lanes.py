@@ -349,6 +349,9 @@ class MapLane(Lane):
             for part_wanted in wanted:
                 if request.attempt > 1:
                     self._attempts.update(dict.fromkeys(part_wanted, request.attempt))
+                for item in part_wanted if request.heartbeats else ():
+                    if item in request.heartbeats:
+                        self._details[item] = request.heartbeats[item]
                 self._pending.append((part_wanted.start, part_wanted.stop))
 
     def cancel(self) -> list[int]:
@@ -394,13 +397,8 @@ class MapLane(Lane):
     ) -> MapOutcomes:
         attempt = self._attempts.get(start, 1)
         lost = sum(self._lost.get(index, 0) for index in range(start, stop)) if self._lost else 0
+        said = [(offset, self._details.get(start + offset)) for offset, _ in failures] if self._details else []
         self._drop(range(start, stop))
-        if self._details:
-            # An item that failed may come again.
-            failed = {start + offset for offset, _ in failures}
-            for index in range(start, stop):
-                if index not in failed:
-                    self._details.pop(index, None)
         return MapOutcomes(
             map=self.map,
             attempt=attempt,
@@ -409,12 +407,14 @@ class MapLane(Lane):
             results=results,
             failures=failures,
             lost_workers=lost,
+            heartbeats=tuple((offset, details) for offset, details in said if details is not None),
         )
 
     def _drop(self, indices: Iterable[int]) -> None:
-        for index in indices if self._attempts or self._lost else ():
+        for index in indices if self._attempts or self._lost or self._details else ():
             self._attempts.pop(index, None)
             self._lost.pop(index, None)
+            self._details.pop(index, None)
 
 
 def _without(part: Range, indices: set[int]) -> tuple[list[Range], list[int]]:

@@ -52,7 +52,10 @@ class TaskRequest:
 
 @dataclass(slots=True, kw_only=True)
 class MapRequest:
-    """Run items of a map: all of `ranges` (start, stop) of `items`, as attempt `attempt`."""
+    """Run items of a map: all of `ranges` (start, stop) of `items`, as attempt `attempt`.
+
+    `heartbeats` are what earlier attempts last said of themselves, by item.
+    """
 
     map: int
     attempt: int
@@ -60,6 +63,7 @@ class MapRequest:
     items: Payload
     ranges: tuple[tuple[int, int], ...]
     target: ActivityTarget
+    heartbeats: Mapping[int, Payload] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +91,8 @@ class MapOutcomes:
     results: Payload
     failures: tuple[tuple[int, Failure], ...]
     lost_workers: int = 0
+    heartbeats: tuple[tuple[int, Payload], ...] = ()
+    """What those that failed last said of themselves, by offset from `start`."""
 
 
 Outcome = TaskOutcome | MapOutcomes

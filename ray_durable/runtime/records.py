@@ -265,7 +265,9 @@ def _write_map_completed(event: MapCompleted, sections: list[bytes]) -> str:
     fields: dict[str, Any] = {"map": event.map, "start": event.start, "count": event.count}
     if event.failures:
         fields["failures"] = [[offset, _failure_json(failure)] for offset, failure in event.failures]
-    return f',{_text(fields)[1:-1]}{_lost(event)},"results":{_payload_text(event.results, sections)}'
+    said = ",".join(f"[{offset},{_payload_text(payload, sections)}]" for offset, payload in event.heartbeats)
+    heartbeats = f',"heartbeats":[{said}]' if said else ""
+    return f',{_text(fields)[1:-1]}{_lost(event)}{heartbeats},"results":{_payload_text(event.results, sections)}'
 
 
 def _read_map_completed(record: dict[str, Any], sections: Sequence[bytes], place: _Place) -> Event:
@@ -277,6 +279,7 @@ def _read_map_completed(record: dict[str, Any], sections: Sequence[bytes], place
         results=_payload(record["results"], sections),
         failures=tuple((offset, _failure(failure)) for offset, failure in record.get("failures", ())),
         lost_workers=record.get("lost_workers", 0),
+        heartbeats=tuple((offset, _payload(said, sections)) for offset, said in record.get("heartbeats", ())),
     )
 
 

@@ -61,6 +61,7 @@ def outcome_event(outcome: Outcome) -> Event:
             results=outcome.results,
             failures=outcome.failures,
             lost_workers=outcome.lost_workers,
+            heartbeats=outcome.heartbeats,
         )
     task, attempt, lost = outcome.task, outcome.attempt, outcome.lost_workers
     if outcome.failure is not None:
@@ -82,6 +83,8 @@ class Releaser:
         # The first attempts of retries, and what an attempt said last, by its first attempt.
         self._origins: dict[int, int] = {}
         self._heartbeats: dict[int, Payload] = {}
+        # The same of items, by map and item.
+        self._item_heartbeats: dict[int, dict[int, Payload]] = {}
 
     def recall(self, history: Iterable[Event]) -> None:
         """Learn how often earlier owners submitted what, and what failed attempts said."""
@@ -97,6 +100,9 @@ class Releaser:
                 self._origins[event.number] = event.retry_of
         elif isinstance(event, TaskFailed) and event.heartbeat is not None:
             self._heartbeats[self._origins.get(event.task, event.task)] = event.heartbeat
+        elif isinstance(event, MapCompleted) and event.heartbeats:
+            said = self._item_heartbeats.setdefault(event.map, {})
+            said.update((event.start + offset, details) for offset, details in event.heartbeats)
 
     def release(self, records: Sequence[Event]) -> Released:
         """What the durable `records` start and drop."""
@@ -166,6 +172,8 @@ class Releaser:
         )
 
     def _map_request(self, event: MapScheduled, ranges: tuple[Range, ...], *, attempt: int) -> MapRequest:
+        said = self._item_heartbeats.get(event.number, {})
+        items = (item for start, stop in ranges for item in range(start, stop)) if said else ()
         return MapRequest(
             map=event.number,
             attempt=attempt,
@@ -173,6 +181,7 @@ class Releaser:
             items=event.items,
             ranges=ranges,
             target=_target(event.target),
+            heartbeats={item: said[item] for item in items if item in said},
         )
 
 

@@ -303,6 +303,8 @@ def _successes(event: Event) -> Iterator[Input]:
         if start < offset:
             count = offset - start
             results = batch.slice(taken, taken + count)
-            yield dataclasses.replace(event, start=event.start + start, count=count, results=results, failures=())
+            yield dataclasses.replace(
+                event, start=event.start + start, count=count, results=results, failures=(), heartbeats=()
+            )
             taken += count
         start = offset + 1

@@ -152,6 +152,7 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         count=numbers,
         results=payloads,
         failures=st.lists(st.tuples(numbers, failures), max_size=3).map(tuple),
+        heartbeats=st.lists(st.tuples(numbers, payloads), max_size=3).map(tuple),
     ),
     MapCanceled: st.builds(MapCanceled, **place, map=numbers),
     TimerCreated: st.builds(TimerCreated, **place, due_us=numbers),
