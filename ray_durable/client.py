@@ -269,11 +269,12 @@ class Hub(HubReader):
         await self._admit(new_id)
         return new_id
 
-    async def fork(self, instance_id: str, new_id: str | None, after: int | None) -> str:
+    async def fork(self, instance_id: str, new_id: str | None, after: int | None, execution: int | None) -> str:
         """See `Handle.fork`; the id of the new instance."""
-        hub, wanted_id = await self._hub(), new_id or uuid.uuid4().hex
+        hub, wanted_id = await self._hub(), uuid.uuid4().hex if new_id is None else new_id
         check_instance_id(wanted_id)
-        await fork_instance(hub, instance_id, wanted_id, uuid.uuid4().hex, through=after, now_us=self._now_us())
+        now_us, request_id = self._now_us(), uuid.uuid4().hex
+        await fork_instance(hub, instance_id, wanted_id, request_id, through=after, now_us=now_us, execution=execution)
         await self._admit(wanted_id)
         return wanted_id
 

@@ -32,7 +32,7 @@ class HandlePort(Protocol):
     async def resume(self, instance_id: str, reason: str) -> None: ...
     async def rewind(self, instance_id: str, reason: str) -> None: ...
     async def restart(self, instance_id: str, new_id: str | None, reason: str) -> str: ...
-    async def fork(self, instance_id: str, new_id: str | None, after: int | None) -> str: ...
+    async def fork(self, instance_id: str, new_id: str | None, after: int | None, execution: int | None) -> str: ...
     async def purge(self, instance_id: str) -> None: ...
     async def explain(self, instance_id: str) -> Explanation: ...
 
@@ -147,16 +147,19 @@ class Handle(Generic[R_co]):
         running: str = self._client.run(self._client.restart(self.instance_id, instance_id, reason))
         return Handle(self._client, running)
 
-    def fork(self, instance_id: str | None = None, *, after: int | None = None) -> Handle[R_co]:
+    def fork(
+        self, instance_id: str | None = None, *, after: int | None = None, execution: int | None = None
+    ) -> Handle[R_co]:
         """Start a new instance that goes on from this one's history: from behind its event number `after` (default:
-        all of it). What had no outcome there runs in the new instance, too; this one is not touched.
+        all of it) of an execution (default: the newest). What had no outcome there runs in the new instance, too; this
+        one is not touched.
 
         Raises:
-            InstanceNotFoundError: there is nothing to fork from.
+            InstanceNotFoundError: there is nothing to fork from, or no such execution any more.
             InstanceExistsError: the new id (default: a random one) is taken.
             ConfigurationError: there is no such event.
         """
-        forked: str = self._client.run(self._client.fork(self.instance_id, instance_id, after))
+        forked: str = self._client.run(self._client.fork(self.instance_id, instance_id, after, execution))
         return Handle(self._client, forked)
 
     def purge(self) -> None:

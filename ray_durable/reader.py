@@ -195,7 +195,7 @@ class HubReader:
         """A reader changes nothing."""
         raise self._reads_only("restart instances")
 
-    async def fork(self, instance_id: str, new_id: str | None, after: int | None) -> str:
+    async def fork(self, instance_id: str, new_id: str | None, after: int | None, execution: int | None) -> str:
         """A reader changes nothing."""
         raise self._reads_only("fork instances")
 

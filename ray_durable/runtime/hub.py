@@ -220,11 +220,13 @@ class OpenHub:
         newest = await self._latest(instance_id)
         execution = newest if execution is None else execution
         if execution != newest:
-            await self._require_execution(instance_id, execution)
+            await self.require_execution(instance_id, execution)
         log = await RunLog.read(self.store, self.keys, instance_id, execution, pacing=self.store.pacing)
         return [event for segment in log.segments for event in self.events_of(segment)]
 
-    async def _require_execution(self, instance_id: str, execution: int) -> None:
+    async def require_execution(self, instance_id: str, execution: int) -> None:
+        """InstanceNotFoundError unless the instance has this execution in storage."""
+        await self._latest(instance_id)
         executions = await persist(lambda: list_executions(self.store, self.keys, instance_id))
         if execution not in executions.numbers:
             raise InstanceNotFoundError(

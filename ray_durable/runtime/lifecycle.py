@@ -166,16 +166,26 @@ async def rewind_instance(
 
 
 async def fork_instance(
-    hub: OpenHub, source_id: str, instance_id: str, request_id: str, *, through: int | None, now_us: int
+    hub: OpenHub,
+    source_id: str,
+    instance_id: str,
+    request_id: str,
+    *,
+    through: int | None,
+    now_us: int,
+    execution: int | None = None,
 ) -> None:
-    """Start an instance that goes on from the first `through` events of another's newest execution (None: all).
+    """Start an instance that goes on from the first `through` events (None: all) of an execution of another (None: the
+    newest).
 
     Raises:
         InstanceExistsError: the id of the new instance is taken.
         ConfigurationError: the history has no such event.
-        InstanceNotFoundError: there is no such instance to fork from.
+        InstanceNotFoundError: there is no such instance, or execution, to fork from.
     """
-    log, history = await hub.read_log(source_id)
+    if execution is not None:
+        await hub.require_execution(source_id, execution)
+    log, history = await hub.read_log(source_id, execution)
     ends = isinstance(history[-1], ExecutionCompleted) or link_of(history) is not None
     last = next(
         event.number for event in reversed(history) if not (ends and isinstance(event, ExecutionCompleted | Link))

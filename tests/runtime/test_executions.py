@@ -417,6 +417,23 @@ class TestFork:
         assert model.runs == {"work a": 1, "work b": 2, "work c": 2}
 
     @simulated
+    async def test_it_goes_on_from_an_earlier_execution(self) -> None:
+        """As long as that is in storage: from before a rewind, or from a round that is over."""
+        town = Town()
+        model.reset()
+        await town.start(model.goes_round, 3, 0)
+        assert await town.result_of() == 3
+        await town.settled()
+        model.reset()
+        await fork_instance(town.hub, "one", "two", "fork two", through=None, now_us=town.clock.now_us(), execution=3)
+        assert await town.result_of("two") == 3
+        assert model.runs == {"work round0": 1}, "the last round, behind the one that was copied with its result"
+        with pytest.raises(InstanceNotFoundError, match="no execution 9 in storage"):
+            await fork_instance(
+                town.hub, "one", "three", "fork three", through=None, now_us=town.clock.now_us(), execution=9
+            )
+
+    @simulated
     async def test_the_source_goes_on_undisturbed(self) -> None:
         """Also when the fork waits for the same event."""
         town = Town()

@@ -226,7 +226,7 @@ def client() -> None:
         handle.rewind("mended")
         handle.purge()
         assert_type(handle.restart(), durable.Handle[float])
-        assert_type(handle.fork("other", after=7), durable.Handle[float])
+        assert_type(handle.fork("other", after=7, execution=1), durable.Handle[float])
         assert_type(hub.start(yields, 3, instance_id="y", reuse="never"), durable.Handle[str])
         status = handle.status()
         assert_type(status, durable.InstanceStatus)
