@@ -32,7 +32,7 @@ class Outbox:
         self._deliver = deliver
         self._queues: dict[str, deque[Message]] = {}
         self._ids: set[str] = set()
-        self._delivered: list[Message] = []
+        self._delivered: dict[str, Message] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._empty = asyncio.Event()
@@ -45,9 +45,9 @@ class Outbox:
         return not self._ids
 
     def send(self, messages: Iterable[Message]) -> None:
-        """Bring these to their receivers. Those that are on their way already are not sent twice."""
+        """Bring these to their receivers, but for those that are on their way, or have arrived since the last look."""
         for message in messages:
-            if message.id in self._ids:
+            if message.id in self._ids or message.id in self._delivered:
                 continue
             self._ids.add(message.id)
             self._empty.clear()
@@ -62,8 +62,8 @@ class Outbox:
 
     def take_delivered(self) -> list[Message]:
         """What has arrived since the last call."""
-        delivered, self._delivered = self._delivered, []
-        return delivered
+        delivered, self._delivered = self._delivered, {}
+        return list(delivered.values())
 
     def has(self, message_id: str) -> bool:
         """Whether this message was sent and has not arrived."""
@@ -91,7 +91,7 @@ class Outbox:
                 await self._persist(queue[0])
             message = queue.popleft()
             self._ids.discard(message.id)
-            self._delivered.append(message)
+            self._delivered[message.id] = message
         del self._queues[receiver]
         if not self._ids:
             self._empty.set()
