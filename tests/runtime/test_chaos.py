@@ -129,7 +129,7 @@ class Chaos:
         chaos.runs.clear()
         chaos.broken.clear()
         chaos.broken.update(rng.sample(WORKS, rng.choice([0, 1, 2])))
-        await create_hub(town.objects, town.hub.keys, {})
+        await create_hub(town.objects, town.hub.keys, {"grace_s": town.grace_s})
         await town.start(chaos.keeps_ledger, [], instance_id=chaos.LEDGER)
         for root in ROOTS:
             await self._start(root, town.objects)
@@ -331,9 +331,9 @@ class Chaos:
             path = folder / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        report = CHECKER.verify_hub(folder / "hub")
-        notes = [note for note in report.notes if "a start did not come to its end" not in note]
-        findings = report.damage + notes
+        report = CHECKER.verify_hub(folder / "hub", now_us=self.town.clock.now_us())
+        # A client may have died in a start, and the hub was stopped in the middle of whatever it removes.
+        findings = [str(one) for one in report.findings if one.rule not in ("orphan", "removal", "run")]
         assert not findings, findings
 
 

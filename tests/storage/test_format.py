@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib.util
+import hashlib
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+import verify
 from ray_durable.engine import events
 from ray_durable.errors import CorruptLogError
 from ray_durable.storage import (
@@ -31,34 +29,33 @@ from ray_durable.storage import (
     decode_segment,
     open_store,
     put_blob,
-    record_ended,
-    remove_open,
 )
+from verify_lib import names
+from verify_lib.segments import EVENT_TYPES
 
 FORMAT_DIR = Path(__file__).parents[2] / "storage"
 FORMAT_TEXT = (FORMAT_DIR / "FORMAT.md").read_text(encoding="utf-8")
 RUN = "0123456789abcdef0123456789abcdef"
 KEYS = HubKeys("prod")
 BLOB = b"a large result" * 100
-
-
-def load_checker() -> ModuleType:
-    """storage/verify.py as a module; it is a script, in no package."""
-    spec = importlib.util.spec_from_file_location("durable_root_checker", FORMAT_DIR / "verify.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-CHECKER = load_checker()
+START = {
+    "instance": "order-1",
+    "run": RUN,
+    "execution": 1,
+    "name": "review",
+    "request_id": "r",
+    "input": {"json": []},
+}
 
 
 def line(number: int, kind: str, **fields: Any) -> bytes:
     """An event line."""
     return json.dumps({"n": number, "t": 1_000 + number, "type": kind, **fields}).encode()
+
+
+def claimed(number: int, epoch: int) -> bytes:
+    """The event of a claim."""
+    return line(number, "OwnerClaimed", epoch=epoch, hub_epoch=epoch, host="here", pid=1, attempts=[])
 
 
 def summary(runtime_status: str) -> dict[str, Any]:
@@ -69,12 +66,12 @@ def summary(runtime_status: str) -> dict[str, Any]:
         "execution": 1,
         "request_id": "r",
         "runtime_status": runtime_status,
-        "created_us": 1_000,
+        "created_us": 1_001,
         "updated_us": 2_000,
     }
 
 
-async def write_root(root: Path, *, is_ended: bool = False) -> None:
+async def write_root(root: Path) -> None:
     """A hub with one instance: started, claimed, taken over by a second owner; one blob, one section."""
     store = await open_store(str(root))
     await create_hub(store, KEYS, {})
@@ -85,27 +82,21 @@ async def write_root(root: Path, *, is_ended: bool = False) -> None:
         instance_id="order-1",
         execution=1,
         run=RUN,
-        lines=[line(1, "ExecutionStarted", name="review", input={"json": []})],
+        lines=[line(1, "ExecutionStarted", **START)],
         sections=[],
         status=summary("Pending"),
         hub_epoch=1,
     )
     first = await RunLog.read(store, KEYS, "order-1", 1)
-    await first.claim([line(2, "OwnerClaimed", epoch=1)], [], first=2, status=summary("Running"), hub_epoch=1)
+    await first.claim([claimed(2, 1)], [], first=2, status=summary("Running"), hub_epoch=1)
     section = line(3, "TaskScheduled", name="f", attempt=1, input={"encoding": "arrow", "section": 0, "size": 5})
     await first.append([section], [b"five\n"], first=3, status=summary("Running"), hub_epoch=1)
     second = await RunLog.read(store, KEYS, "order-1", 1)
-    await second.claim([line(4, "OwnerClaimed", epoch=2)], [], first=4, status=summary("Running"), hub_epoch=2)
+    await second.claim([claimed(4, 2)], [], first=4, status=summary("Running"), hub_epoch=2)
     blob = await put_blob(store, KEYS, RUN, BLOB)
     result = {"encoding": "pickle", "blob": blob, "size": len(BLOB)}
     lines = [line(5, "TaskCompleted", task=3, attempt=1, result=result)]
-    if is_ended:
-        lines.append(line(6, "ExecutionCompleted", status="Completed"))
-    status = summary("Completed" if is_ended else "Running")
-    await second.append(lines, [], first=5, status=status, hub_epoch=2)
-    if is_ended:
-        await record_ended(store, KEYS, status)
-        await remove_open(store, KEYS, "order-1")
+    await second.append(lines, [], first=5, status=summary("Running"), hub_epoch=2)
     await store.close()
 
 
@@ -141,7 +132,7 @@ def library_refuses(root: Path) -> bool:
 
 def checker_refuses(root: Path) -> bool:
     """Whether the checker finds damage."""
-    return bool(CHECKER.verify_hub(root / "prod").damage)
+    return bool(verify.verify_hub(root / "prod").damage)
 
 
 def _update(fields: dict[str, Any], header: dict[str, Any]) -> None:
@@ -155,7 +146,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     change(header)
     del header["sha256"]
     start = json.dumps(header, separators=(",", ":"))[:-1].encode() + b',"sha256":"'
-    digest = CHECKER.hashlib.sha256(start + b"0" * 64 + b'"}\n' + body).hexdigest()
+    digest = hashlib.sha256(start + b"0" * 64 + b'"}\n' + body).hexdigest()
     path.write_bytes(start + digest.encode() + b'"}\n' + body)
 
 
@@ -189,38 +180,24 @@ class TestFormatPage:
         bases = {"Caused", "Command", "Event", "Input", "RuntimeStatus"}
         known = set(events.__all__) - bases
         assert known <= on_the_page
-        assert on_the_page == CHECKER.EVENT_TYPES
+        assert on_the_page == EVENT_TYPES
 
     @pytest.mark.parametrize("instance_id", ["a", "Order 1", "ä/", "%", "x" * 150, "X" * 256, "日" * 30, "é" * 100])
     def test_checker_and_library_name_an_instance_alike(self, instance_id: str) -> None:
         """Two programs that follow the page look for an id in the same place."""
-        folder = f"instances/{CHECKER.spread(instance_id)}/{CHECKER.encode_id(instance_id)}/"
-        assert KEYS.executions(instance_id) == f"prod/{folder}"
+        assert KEYS.executions(instance_id) == f"prod/{names.execution_folder(instance_id)}"
+        assert KEYS.open_entry(instance_id) == f"prod/{names.open_entry(instance_id)}"
+        ended = names.ended_entry(instance_id, 1_000_000, "Failed")
+        assert KEYS.ended_entry(instance_id, 1_000_000, "Failed") == f"prod/{ended}"
 
 
 class TestChecker:
-    """What storage/verify.py says of a root."""
+    """Checker and library call the same logs damaged. tests/storage/test_verify.py has all that the checker finds."""
 
-    def test_a_sound_root_has_no_findings(self, root: Path) -> None:
-        """Two owners, a section and a blob: nothing to report, exit status 0, everything counted."""
-        command = [sys.executable, str(FORMAT_DIR / "verify.py"), str(root)]
-        completed = subprocess.run(command, capture_output=True, text=True, check=False)
-        expected = "prod: 1 executions, 5 segments, 5 events, 1 blobs checked; damaged: 0, notes: 0\n"
-        assert (completed.stdout, completed.returncode) == (expected, 0)
-
-    def test_damage_is_named_and_is_the_exit_status(self, root: Path) -> None:
-        """The key of the damaged object is printed."""
-        path = segment_path(root, 3)
-        path.write_bytes(path.read_bytes()[:-1])
-        command = [sys.executable, str(FORMAT_DIR / "verify.py"), str(root), "--hub", "prod"]
-        completed = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert completed.returncode == 1
-        assert f"DAMAGE {KEYS.segment(RUN, 3)}: the checksum does not match the bytes" in completed.stdout
-
-    def test_a_root_without_a_hub_is_a_usage_error(self, tmp_path: Path) -> None:
-        """An empty folder is not called sound."""
-        assert CHECKER.main([str(tmp_path)]) == 2
-        assert CHECKER.main([str(tmp_path), "--hub", "prod"]) == 2
+    def test_a_sound_log_is_none(self, root: Path) -> None:
+        """Two owners, a section and a blob: neither has anything to say."""
+        assert verify.verify_hub(root / "prod").findings == []
+        assert not library_refuses(root)
 
     @pytest.mark.parametrize("seq", [0, 2, 4])
     def test_every_flipped_byte_is_found(self, root: Path, seq: int) -> None:
@@ -278,45 +255,6 @@ class TestChecker:
         assert checker_refuses(root)
         assert library_refuses(root)
 
-    @pytest.mark.parametrize("loss", ["missing", "changed"])
-    def test_a_lost_blob_is_found(self, root: Path, loss: str) -> None:
-        """A payload that the log refers to belongs to it."""
-        (path,) = (root / "prod" / "runs").rglob("blobs/*")
-        if loss == "missing":
-            path.unlink()
-        else:
-            path.write_bytes(BLOB[::-1])
-        (finding,) = CHECKER.verify_hub(root / "prod").damage
-        assert path.name in finding
-
-    def test_an_unfinished_instance_that_recovery_would_miss_is_noted(self, root: Path) -> None:
-        """The open set is derived: its gap is no damage, and is told."""
-        (root / KEYS.open_entry("order-1")).unlink()
-        report = CHECKER.verify_hub(root / "prod")
-        assert report.damage == []
-        (note,) = report.notes
-        assert "recovery would not find it" in note
-
-    def test_an_ended_instance_needs_its_summary_and_no_open_entry(self, tmp_path: Path) -> None:
-        """The three writes of an end leave nothing to say; each one that is missing is noted."""
-        asyncio.run(write_root(tmp_path, is_ended=True))
-        assert CHECKER.verify_hub(tmp_path / "prod").notes == []
-        (summary_path,) = (tmp_path / "prod" / "index" / "ended").rglob("*.*")
-        summary_path.unlink()
-        entry = tmp_path / KEYS.open_entry("order-1")
-        entry.write_text("{}")
-        report = CHECKER.verify_hub(tmp_path / "prod")
-        assert report.damage == []
-        assert len(report.notes) == 2
-
-    def test_an_orphan_of_the_open_set_is_noted(self, root: Path) -> None:
-        """A start that died between its two writes."""
-        orphan = root / KEYS.open_entry("never-started")
-        orphan.parent.mkdir(parents=True, exist_ok=True)
-        orphan.write_text("{}")
-        (note,) = CHECKER.verify_hub(root / "prod").notes
-        assert "never-started" in note
-
     def test_a_write_of_a_lower_epoch_behind_a_claim_is_found(self, root: Path) -> None:
         """No owner can have written it by the rules, whatever it names as its predecessor."""
         late, digest = segment_path(root, 5), json.loads(segment_path(root, 4).read_bytes().split(b"\n")[0])["sha256"]
@@ -326,41 +264,3 @@ class TestChecker:
             rewrite(late, functools.partial(_update, place))
             assert checker_refuses(root)
             assert library_refuses(root)
-
-    @pytest.mark.parametrize(
-        "events",
-        [
-            pytest.param([("TaskFailed", {"task": 3})], id="a task twice"),
-            pytest.param([("TimerFired", {"timer": 6}), ("TimerFired", {"timer": 6})], id="a timer twice"),
-            pytest.param([("MapCompleted", {"map": 6, "start": 2, "count": 3})], id="more items than the map has"),
-            pytest.param([("TaskCompleted", {"task": 5})], id="what was never scheduled"),
-        ],
-    )
-    def test_a_second_outcome_is_found(self, root: Path, events: list[tuple[str, dict[str, Any]]]) -> None:
-        """The library's log carries any events; the checker knows that an outcome is recorded once."""
-
-        async def append() -> None:
-            store = await open_store(str(root))
-            log = await RunLog.read(store, KEYS, "order-1", 1)
-            scheduled = ("TimerCreated", {}) if events[0][0] == "TimerFired" else ("MapScheduled", {"count": 4})
-            lines = [
-                line(number, kind, **fields) for number, (kind, fields) in enumerate([scheduled, *events], start=6)
-            ]
-            await log.claim(lines, [], first=6, status=summary("Running"), hub_epoch=3)
-
-        assert not checker_refuses(root)
-        asyncio.run(append())
-        assert checker_refuses(root)
-
-    @pytest.mark.parametrize("status", ["failed", "completed"])
-    def test_a_summary_that_the_log_contradicts_is_noted(self, tmp_path: Path, status: str) -> None:
-        """A listing would show a wrong status: of an ended instance, or an end of one that goes on."""
-        asyncio.run(write_root(tmp_path, is_ended=status == "failed"))
-        summary_path = tmp_path / KEYS.ended_entry("order-1", 1_000, status)
-        for stale in summary_path.parent.glob("*"):
-            stale.unlink()
-        summary_path.parent.mkdir(parents=True, exist_ok=True)
-        summary_path.write_text("{}")
-        report = CHECKER.verify_hub(tmp_path / "prod")
-        assert report.damage == []
-        assert len(report.notes) == 1

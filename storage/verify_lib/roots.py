@@ -1,0 +1,108 @@
+"""Reading a root, and nothing else: a local folder, or any other place through fsspec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["Folder", "FsspecFolder", "Root", "open_root"]
+
+
+class Root(Protocol):
+    """Objects below one place. Names of folders end with a slash."""
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of an object; None if there is none."""
+
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in a folder, sorted."""
+
+    def walk(self, folder: str) -> Iterator[str]:
+        """All objects below a folder, relative to it, in the order of their names."""
+
+    def below(self, folder: str) -> Root:
+        """The root that this folder is."""
+
+
+def open_root(url: str) -> Root:
+    """The root at a path or URL. ImportError if that needs fsspec, or a client of it, that is not installed."""
+    scheme, separator, path = url.partition("://")
+    if not separator or scheme == "file":
+        return Folder(path if separator else url)
+    import fsspec  # nobody needs it for a folder
+
+    file_system, place = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return FsspecFolder(file_system, place)
+
+
+class Folder:
+    """A local folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = str(path)
+
+    def read(self, key: str) -> bytes | None:
+        """See `Root`."""
+        try:
+            with open(f"{self._path}/{key}", "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """See `Root`."""
+        try:
+            with os.scandir(f"{self._path}/{folder}") as entries:
+                return sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def walk(self, folder: str) -> Iterator[str]:
+        """See `Root`."""
+        for name in self.names(folder):
+            if name.endswith("/"):
+                for deeper in self.walk(f"{folder}{name}"):
+                    yield f"{name}{deeper}"
+            else:
+                yield name
+
+    def below(self, folder: str) -> Folder:
+        """See `Root`."""
+        return Folder(f"{self._path}/{folder.rstrip('/')}")
+
+
+class FsspecFolder:
+    """A place that fsspec reaches."""
+
+    def __init__(self, file_system: Any, path: str) -> None:
+        self._file_system = file_system
+        self._path = path.rstrip("/")
+
+    def read(self, key: str) -> bytes | None:
+        """See `Root`."""
+        try:
+            data: bytes = self._file_system.cat_file(f"{self._path}/{key}")
+            return data
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """See `Root`."""
+        try:
+            entries = self._file_system.ls(f"{self._path}/{folder}".rstrip("/"), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = {(entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in entries}
+        return sorted(f"{name}/" if kind == "directory" else name for name, kind in found if name)
+
+    def walk(self, folder: str) -> Iterator[str]:
+        """See `Root`."""
+        place = f"{self._path}/{folder}".rstrip("/")
+        for path in sorted(self._file_system.find(place)):
+            yield path.removeprefix("/" if not place.startswith("/") else "")[len(place) + 1 :]
+
+    def below(self, folder: str) -> FsspecFolder:
+        """See `Root`."""
+        return FsspecFolder(self._file_system, f"{self._path}/{folder.rstrip('/')}")
