@@ -29,7 +29,8 @@ _COUNTS = ("execution", "seq", "epoch", "hub_epoch", "first", "count", "written_
 STATUSES = frozenset({"Pending", "Running", "Suspended", "Completed", "Failed", "Terminated", "ContinuedAsNew"})
 
 # The fields of each event type: its name, a colon, what it holds; a ? where it may be absent. P is a payload, F a
-# failure, n a number, s a text, b a truth value, ns numbers, nns lists of numbers, o an object, l a list.
+# failure, n a number, s a text, b a truth value, ns numbers, nns lists of numbers, pairs lists of a number and a
+# payload, o an object, l a list.
 _FIELDS = {
     "ExecutionStarted": "instance:s run:s execution:n name:s request_id:s input:P reference?:o version?:s parent?:o "
     "depth?:n due?:n previous?:o owes?:b carried?:l recent?:l origin?:s lineage?:l",
@@ -40,7 +41,7 @@ _FIELDS = {
     "TaskCanceled": "task:n",
     "MapScheduled": "name:s count:n items:P",
     "MapItemsScheduled": "map:n attempt:n items:ns",
-    "MapCompleted": "map:n start:n count:n results:P failures?:l lost_workers?:n",
+    "MapCompleted": "map:n start:n count:n results:P failures?:l heartbeats?:pairs lost_workers?:n",
     "MapCanceled": "map:n",
     "TimerCreated": "due:n",
     "TimerFired": "timer:n",
@@ -76,6 +77,10 @@ def _are_counts(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_count, value))
 
 
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and isinstance(value[1], dict)
+
+
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "n": _is_count,
     "s": lambda value: isinstance(value, str),
@@ -84,6 +89,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "l": lambda value: isinstance(value, list),
     "ns": _are_counts,
     "nns": lambda value: isinstance(value, list) and all(map(_are_counts, value)),
+    "pairs": lambda value: isinstance(value, list) and all(map(_is_pair, value)),
     "P": lambda value: isinstance(value, dict) and len(value) > 0,
     "F": lambda value: isinstance(value, dict) and {"kind", "type", "message"} <= value.keys(),
 }
@@ -186,9 +192,8 @@ def _check_event(segment: Segment, event: Any) -> None:
                 raise DamageError("event", segment.key, f"event {number} is {kind} without {name}")
         elif not _KINDS[wanted](event[name]):
             raise DamageError("event", segment.key, f"event {number} is {kind} with {name} = {event[name]!r:.80}")
-    for name in _PAYLOADS.get(kind, ()):
-        if name in event:
-            _check_payload(segment, number, event[name])
+    for payload in _own_payloads(event):
+        _check_payload(segment, number, payload)
     if kind == "ExecutionStarted":
         for carried in event.get("carried", ()):
             _check_event(segment, carried)
@@ -214,9 +219,15 @@ def _check_payload(segment: Segment, number: int, payload: dict[str, Any]) -> No
 
 def payloads_of(event: Event) -> Iterator[dict[str, Any]]:
     """The payloads of an event, with those of the events that it hands on."""
-    for name in _PAYLOADS.get(event["type"], ()):
-        if name in event:
-            yield event[name]
+    yield from _own_payloads(event)
     if event["type"] == "ExecutionStarted":
         for carried in event.get("carried", ()):
             yield from payloads_of(carried)
+
+
+def _own_payloads(event: Event) -> Iterator[dict[str, Any]]:
+    for name in _PAYLOADS.get(event["type"], ()):
+        if name in event:
+            yield event[name]
+    for _, payload in event.get("heartbeats", ()):
+        yield payload

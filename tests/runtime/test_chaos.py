@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import random
-import sys
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import verify
 from ray_durable import registry
 from ray_durable.engine import (
     Event,
@@ -59,22 +58,6 @@ DEEDS = ["start", "restart", "rewind", "rewind", "purge", "fork", "terminate", "
 DEEDS += ["owner", "dispatcher"]
 GRACE_LONG_S, GRACE_SHORT_S = 10_000_000.0, 30.0
 LIFE_S = 300.0
-
-FORMAT_DIR = Path(__file__).parents[2] / "storage"
-
-
-def _checker() -> Any:
-    """storage/verify.py as a module."""
-    spec = importlib.util.spec_from_file_location("durable_root_checker_of_chaos", FORMAT_DIR / "verify.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-CHECKER = _checker()
 
 
 def rounds_of(rng: random.Random, depth: int) -> list[chaos.Plan]:
@@ -331,7 +314,7 @@ class Chaos:
             path = folder / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        report = CHECKER.verify_hub(folder / "hub", now_us=self.town.clock.now_us())
+        report = verify.verify_hub(folder / "hub", now_us=self.town.clock.now_us())
         # A client may have died in a start, and the hub was stopped in the middle of whatever it removes.
         findings = [str(one) for one in report.findings if one.rule not in ("orphan", "removal", "run")]
         assert not findings, findings

@@ -319,6 +319,8 @@ LOG_DAMAGE: list[tuple[str, str, Break]] = [
     ("an event without a field", "event", _append("waiting", {"type": "TimerFired"})),
     ("a field of another type", "event", _append("waiting", _completed(2, attempt="1"))),
     ("a payload in no section", "payload", _edit("columns", lambda log: _swap(log, results=_section(7)))),
+    ("a heartbeat in no section", "payload", _edit("columns", lambda log: _swap(log, heartbeats=[[0, _section(7)]]))),
+    ("a heartbeat without a place", "event", _edit("columns", lambda log: _swap(log, heartbeats=[_section(0)]))),
     ("a payload in no known form", "payload", _edit("chain", lambda log: _swap(log, result={"pickle": "?"}))),
     ("a second start", "start", _edit("waiting", lambda log: log.append({**log.segments[0].events[0], "n": 3}))),
     ("a start with more in it", "start", _edit("chain", _two_events_at_start)),
