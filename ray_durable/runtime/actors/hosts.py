@@ -8,11 +8,12 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
 import ray.util
+from ray._private import state as ray_state
 
 from ray_durable.engine import ExecutionTerminated
 from ray_durable.errors import FencedError, InstanceNotFoundError
@@ -305,6 +306,21 @@ class _Directory:
 
 
 def _leave() -> None:
-    """End this actor for good: it is not restarted."""
+    """End this actor for good: it is not restarted.
+
+    A process that stood still while its node was given up has been replaced by another one of the same actor. It ends
+    alone: to kill the actor would strike its successor.
+    """
     with contextlib.suppress(Exception):
-        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+        if _is_current():
+            ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+            return
+    os._exit(1)
+
+
+def _is_current() -> bool:
+    """Whether Ray takes this very process for its actor. Raises if the cluster does not answer."""
+    context = ray.get_runtime_context()
+    # Ray has no public call that tells which process an actor is, without asking that process.
+    known: Mapping[str, Any] = ray_state.actors(context.get_actor_id())
+    return (known["Pid"], known["Address"]["NodeID"]) == (os.getpid(), context.get_node_id())
