@@ -4,9 +4,11 @@
 #   make test    lint, types and all tests (what .ci/run does)
 #   make lint    ruff and mypy alone
 #   make bench   the benchmarks, each against plain Ray in the same run
+#   make chaos   real processes, nodes and clusters killed under a load; nothing may be lost
 #   make clean   remove .venv and build/
 #
-# PYTHON=/path/to/python chooses the interpreter, TESTS="tests/engine -x" what pytest runs.
+# PYTHON=/path/to/python chooses the interpreter, TESTS="tests/engine -x" what pytest runs, CHAOS="--quick" how much is
+# killed (CHAOS=--help tells the rest).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,8 +20,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PROJECT := setup.cfg pyproject.toml
 TESTS ?=
+CHAOS ?=
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench chaos clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,6 +40,9 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks
+
+chaos: $(VENV)/installed-dev
+	PYTHONPATH=.:examples $(BIN)/python -m tests.chaos $(CHAOS)
 
 clean:
 	rm -rf $(VENV) build

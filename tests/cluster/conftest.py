@@ -14,7 +14,8 @@ import pytest
 import ray_durable as durable
 from samples.journal import JOURNAL_VARIABLE
 from tests.cluster.flows import LEDGERS_VARIABLE, go_path
-from tests.cluster.harness import Terminal, is_alive, kill, processes_below, wait_until
+from tests.cluster.harness import Terminal, wait_until
+from tests.support.processes import is_alive, kill, processes_below
 
 _REPOSITORY = Path(__file__).parents[2]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from ray_durable.engine import ExecutionStarted, MapCompleted, TaskCompleted
 from ray_durable.reader import HubReader
 from samples.journal import noted
 from tests.cluster.flows import ledger_path, left_path
+from tests.support.processes import is_alive, kill, processes_below
 
 __all__ = ["Execution", "Terminal", "executions", "is_alive", "kill", "kill_owner", "recorded_keys", "wait_until"]
 
@@ -86,11 +86,6 @@ def wait_for_executions(instance_id: str, count: int) -> list[Execution]:
     return executions(instance_id)
 
 
-def kill(pid: int) -> None:
-    """SIGKILL."""
-    os.kill(pid, signal.SIGKILL)
-
-
 def kill_owner(handle: durable.Handle[Any], *, after: int | None = None) -> int:
     """SIGKILL the process of the instance; its id. Waits for the first owner, or the one that follows process
     `after`."""
@@ -99,30 +94,9 @@ def kill_owner(handle: durable.Handle[Any], *, after: int | None = None) -> int:
     return pid
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process runs (one that has ended and was not waited for does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def is_over(execution: Execution, instance_id: str) -> bool:
     """Whether an activity `waits_for_go` has ended, by itself or with its process."""
     return left_path(instance_id).exists() or not is_alive(execution.pid)
-
-
-def processes_below(pid: int) -> set[int]:
-    """The living processes that descend from `pid`."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found, border = set(), {pid}
-    while border := {child for child, parent in parents.items() if parent in border}:
-        found |= border
-    return {child for child in found if is_alive(child)}
 
 
 class Terminal:

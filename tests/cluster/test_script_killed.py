@@ -13,6 +13,7 @@ import pytest
 import ray_durable as durable
 from tests.cluster.flows import go_path
 from tests.cluster.harness import Terminal, executions, is_alive, kill, recorded_keys, repeated, wait_until
+from tests.support.processes import title_of
 
 COUNT = 4_000
 
@@ -116,11 +117,4 @@ def test_ray_is_killed_and_the_script_lives(
 
 def _but_agents(terminal: Terminal) -> set[int]:
     """The processes of the terminal's Ray that could touch a hub: Ray's agents take longer to notice."""
-    return {pid for pid in terminal.look() if not _title(pid).endswith("Agent")}
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+    return {pid for pid in terminal.look() if not title_of(pid).endswith("Agent")}
