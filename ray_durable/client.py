@@ -210,12 +210,12 @@ class Hub(HubReader):
     def __enter__(self) -> Hub:
         return self
 
-    async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None) -> None:
+    async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None, type: Any) -> None:
         """See `Handle.raise_event`."""
         check_event_name(name)
         if event_id is not None:
             check_event_id(event_id)
-        payload = (await self._hub()).codec.encode(value, Any, where=f"value of event {name!r}")
+        payload = (await self._hub()).codec.encode_typed(value, type, where=f"value of event {name!r}")
         wanted_id = event_id or uuid.uuid4().hex
         await self._command(instance_id, wanted_id, lambda actor: actor.raise_event.remote(name, payload, wanted_id))
 

@@ -133,9 +133,9 @@ class OrchestrationContext(CallingContext):
         values = (*args, *kwargs.values())
         return values[0] if len(values) == 1 else (values or None)
 
-    def send_event(self, instance_id: str, name: str, value: Any = None) -> None:
+    def send_event(self, instance_id: str, name: str, value: Any = None, *, type: Any = Any) -> None:
         """Raise the external event `name` for another instance. It arrives once; if there is no such instance, or it
-        has ended, it is dropped.
+        has ended, it is dropped. `type` is that of the value, where it is no plain JSON, as of `Handle.raise_event`.
 
         Raises:
             InvalidIdError: the id or the name is not allowed.
@@ -143,7 +143,8 @@ class OrchestrationContext(CallingContext):
         """
         check_instance_id(instance_id)
         check_event_name(name)
-        self._execution.send_event(instance_id, name, self._codec.encode(value, Any, where=f"value of event {name!r}"))
+        payload = self._codec.encode_typed(value, type, where=f"value of event {name!r}")
+        self._execution.send_event(instance_id, name, payload)
 
     def continue_as_new(self, *args: Any, **kwargs: Any) -> None:
         """Begin anew with these arguments, under the same id and with an empty history, once the orchestrator returns:

@@ -26,7 +26,7 @@ class HandlePort(Protocol):
     async def status(self, instance_id: str) -> InstanceStatus: ...
     async def history(self, instance_id: str, execution: int | None) -> list[Event]: ...
     async def result(self, instance_id: str, timeout_s: float | None) -> Any: ...
-    async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None) -> None: ...
+    async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None, type: Any) -> None: ...
     async def terminate(self, instance_id: str, reason: str, recursive: bool) -> None: ...
     async def suspend(self, instance_id: str, reason: str) -> None: ...
     async def resume(self, instance_id: str, reason: str) -> None: ...
@@ -83,8 +83,12 @@ class Handle(Generic[R_co]):
         value: R_co = self._client.run(self._client.result(self.instance_id, timeout))
         return value
 
-    def raise_event(self, name: str, value: Any = None, *, event_id: str | None = None) -> None:
+    def raise_event(self, name: str, value: Any = None, *, event_id: str | None = None, type: Any = Any) -> None:
         """Send an external event; returns when it is durable. The same `event_id` again changes nothing.
+
+        `type` is that of the value, where it is no plain JSON: a dataclass, a pydantic model, `datetime`,
+        `tuple[int, str]`. The waiting code names it, too: `ctx.wait_for_external_event(name, type)`. Without it, a hub
+        that cannot trust pickle refuses such values.
 
         Raises:
             InstanceNotFoundError, InstanceEndedError: nobody is there to take it.
@@ -93,7 +97,7 @@ class Handle(Generic[R_co]):
             StoreUnavailableError: it could not be recorded for half a minute, and may be yet: repeat it with an
                 `event_id`.
         """
-        self._client.run(self._client.raise_event(self.instance_id, name, value, event_id))
+        self._client.run(self._client.raise_event(self.instance_id, name, value, event_id, type))
 
     def terminate(self, reason: str = "", *, recursive: bool = True) -> None:
         """End the instance; running activities are ended too. Returns when that is durable.

@@ -171,7 +171,7 @@ class HubReader:
         hub = await self._hub()
         return explain_history(await hub.status(instance_id), await hub.history(instance_id))
 
-    async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None) -> None:
+    async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None, type: Any) -> None:
         """A reader changes nothing."""
         raise self._reads_only("raise events")
 

@@ -103,6 +103,12 @@ class Codec:
             raise _unreadable(where, reason) from None
         return args, kwargs
 
+    def encode_typed(self, value: Any, annotation: Any, *, where: str) -> Payload:
+        """`encode` of a value whose type was said: one of another type is refused."""
+        if not fits(value, annotation) and type_codec(annotation).encode(value) is None:
+            raise _unfit(where, value, annotation)
+        return self.encode(value, annotation, where=where)
+
     def encode_batch(self, values: Sequence[Any], annotation: Any = Any, *, where: str) -> Payload:
         """Many values of one annotation as one columnar payload."""
         if len(values) > self.limits.batch_items_max:
@@ -174,8 +180,8 @@ class Codec:
         if not self.trust.allows_pickle:
             raise SerializationError(
                 f"{where}: {_why_not_json(value, codec)}. Ways out: annotate it with its exact type (a dataclass, a "
-                "pydantic model, datetime, UUID, ...); convert it to one, or to plain JSON values; or use a private "
-                "local root or a signing key, where pickle is allowed",
+                "pydantic model, datetime, UUID, ...), for an event by type=...; convert it to one, or to plain JSON "
+                "values; or use a private local root or a signing key, where pickle is allowed",
                 where=where,
                 type_name=type_name,
             )

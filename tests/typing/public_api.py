@@ -143,7 +143,7 @@ async def parent(ctx: durable.OrchestrationContext, folders: list[str]) -> list[
     assert_type(await ctx.call_sub_orchestrator_with_retry(calls, policy, "a", deep=True), float)
     assert_type(await ctx.call_sub_orchestrator_with_retry(calls, policy, "a", instance_id="child"), float)
     assert_type(await ctx.call_sub_orchestrator_with_retry("photos.approval", policy, 3), Any)
-    ctx.send_event("other-instance", "Ready", Photo("a"))
+    ctx.send_event("other-instance", "Ready", Photo("a"), type=Photo)
 
     async for index, content in ctx.map_unordered(fetch, folders):
         assert_type(index, int)
@@ -220,6 +220,7 @@ def client() -> None:
         assert_type(hub.start("photos.approval", 3, instance_id="a"), durable.Handle[Any])
         assert_type(hub.get("nightly-42").result(), Any)
         handle.raise_event("Approval", True, event_id="e-1")
+        handle.raise_event("Photo", Photo("a"), type=Photo)
         handle.terminate("no longer wanted", recursive=False)
         handle.suspend("for a while")
         handle.resume()
