@@ -102,7 +102,8 @@ class RemoteStore:
         filesystem = filesystem_class(**options)
         filesystem.retries = 1
         connect = getattr(filesystem, "set_session", None) or getattr(filesystem, "_set_session", None)
-        client = await connect() if connect is not None else None
+        # adlfs makes its client by itself, and closes it for synchronous use only.
+        client = await connect() if connect is not None else getattr(filesystem, "service_client", None)
         return cls(scheme, root, filesystem, client, list(_secrets_in(storage_options)))
 
     def __repr__(self) -> str:
@@ -275,7 +276,9 @@ def _split_url(url: str) -> tuple[str, str]:
 def _require_conditional_create(filesystem_class: type, url: str) -> None:
     create = getattr(filesystem_class, "_pipe_file", None)
     is_asynchronous = getattr(filesystem_class, "async_impl", False)
-    if not is_asynchronous or create is None or "mode" not in inspect.signature(create).parameters:
+    # adlfs takes `mode` among others, and names only `overwrite`. The probe finds out who takes it and does not care.
+    known = set() if create is None else set(inspect.signature(create).parameters)
+    if not is_asynchronous or not known & {"mode", "overwrite"}:
         raise UnsupportedStoreError(
             f"{url} cannot be a root: {filesystem_class.__name__} cannot create an object only if it is absent, in one "
             "step. Use a local root, S3 or a compatible store that honours If-None-Match, GCS or Azure",
