@@ -217,7 +217,13 @@ class Hub(HubReader):
             check_event_id(event_id)
         payload = (await self._hub()).codec.encode_typed(value, type, where=f"value of event {name!r}")
         wanted_id = event_id or uuid.uuid4().hex
-        await self._command(instance_id, wanted_id, lambda actor: actor.raise_event.remote(name, payload, wanted_id))
+
+        def call(actor: Any) -> Awaitable[None]:
+            event: Awaitable[None] = actor.raise_event.remote(name, payload, wanted_id)
+            return event
+
+        # An event with an id may be one that was raised before, when its caller did not learn of the outcome.
+        await self._command(instance_id, wanted_id, call, may_be_done=event_id is not None)
 
     async def terminate(self, instance_id: str, reason: str, recursive: bool) -> None:
         """See `Handle.terminate`."""
@@ -416,7 +422,14 @@ class Hub(HubReader):
             with contextlib.suppress(HubHeldError, StoreUnavailableError):
                 await self._connection.repair()
 
-    async def _command(self, instance_id: str, request_id: str, call: Callable[[Any], Awaitable[None]]) -> None:
+    async def _command(
+        self,
+        instance_id: str,
+        request_id: str,
+        call: Callable[[Any], Awaitable[None]],
+        *,
+        may_be_done: bool = False,
+    ) -> None:
         """Have the instance's actor do something that must be durable, and ask again while the answer is unclear.
 
         What was recorded under `request_id` was done, also where the instance has ended since.
@@ -426,7 +439,7 @@ class Hub(HubReader):
             StoreUnavailableError: the same, because of the store.
         """
         assert self._connection is not None
-        began_s, is_unclear = time.monotonic(), False
+        began_s, is_unclear = time.monotonic(), may_be_done
         first: int | None = None
         while True:
             status = await self.status(instance_id)
