@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from ray_durable.engine import Event
+from ray_durable.errors import ConfigurationError
 from ray_durable.runtime.explanation import Explanation
 from ray_durable.runtime.status import InstanceStatus, Owner
 
@@ -72,15 +74,16 @@ class Handle(Generic[R_co]):
         explanation: Explanation = self._client.run(self._client.explain(self.instance_id))
         return explanation
 
-    def result(self, timeout: float | None = None) -> R_co:
-        """Wait for the end and return the orchestrator's result. `timeout` in seconds.
+    def result(self, timeout: timedelta | float | None = None) -> R_co:
+        """Wait for the end and return the orchestrator's result. `timeout` in seconds, or as a timedelta.
 
         Raises:
+            ConfigurationError: the timeout is neither.
             TimeoutError: it has not ended yet; it goes on.
             OrchestrationFailedError: it failed.
             OrchestrationTerminatedError: it was terminated.
         """
-        value: R_co = self._client.run(self._client.result(self.instance_id, timeout))
+        value: R_co = self._client.run(self._client.result(self.instance_id, _seconds(timeout)))
         return value
 
     def raise_event(self, name: str, value: Any = None, *, event_id: str | None = None, type: Any = Any) -> None:
@@ -179,3 +182,10 @@ class Handle(Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"<Handle of instance {self.instance_id!r}>"
+
+
+def _seconds(timeout: object) -> float | None:
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
+        raise ConfigurationError(f"timeout is {timeout!r}: give seconds, a timedelta, or None to wait for the end")
+    return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -50,6 +51,15 @@ def test_what_the_log_could_not_hold_does_not_reach_the_instance(
     assert handle.status().problem is None
     handle.raise_event("Go", "on", event_id="e" * 256)
     assert handle.result() == "on"
+
+
+def test_a_result_is_waited_for_in_seconds_or_as_a_timedelta(handle: durable.Handle[Any]) -> None:
+    """What is neither is refused."""
+    for timeout in (2, 2.0, timedelta(seconds=2)):
+        with pytest.raises(TimeoutError, match=r"Running after 2(\.0)? s"):
+            handle.result(timeout)
+    with pytest.raises(ConfigurationError, match="timeout is '2': give seconds"):
+        handle.result("2")  # type: ignore[arg-type]
 
 
 def test_an_execution_that_is_not_there_is_told_with_those_that_are(handle: durable.Handle[Any]) -> None:

@@ -207,6 +207,7 @@ def client() -> None:
         assert_type(handle, durable.Handle[float])
         assert_type(handle.result(), float)
         assert_type(handle.result(timeout=3), float)
+        assert_type(handle.result(timedelta(minutes=1)), float)
         assert_type(hub.start(calls, "photos/", deep=True, instance_id="nightly-42"), durable.Handle[float])
         assert_type(hub.start(waits), durable.Handle[Photo | None])
         assert_type(hub.start(waits, limit=2), durable.Handle[Photo | None])
