@@ -201,6 +201,12 @@ class OrchestrationContext(CallingContext):
             return event
         return asyncio.ensure_future(asyncio.wait_for(event, timeout.total_seconds()))
 
+    @property
+    def custom_status(self) -> Any:
+        """What this execution's last `set_custom_status` was given; None before the first."""
+        shown = self._execution.custom_status
+        return None if shown is None else self._codec.decode(shown, Any, where="custom status")
+
     def set_custom_status(self, value: Any) -> None:
         """Show `value` (anything that is JSON, at most 16 KiB) as the instance's custom status, until it is set again.
 

@@ -196,3 +196,17 @@ async def says_how_it_is(ctx: durable.OrchestrationContext) -> Any:
 def test_the_custom_status_is_plain_json() -> None:
     (event,) = [event for event in Running(says_how_it_is).caused if isinstance(event, CustomStatusSet)]
     assert event.value.bytes == '{"done":[1,2],"text":"ä"}'.encode()
+
+
+@durable.orchestrator
+async def builds_its_status_up(ctx: durable.OrchestrationContext) -> list[Any]:
+    seen = [ctx.custom_status]
+    for word in ("one", "two"):
+        ctx.set_custom_status([*(ctx.custom_status or []), word])
+        seen.append(ctx.custom_status)
+    return seen
+
+
+def test_the_code_may_read_its_status_back() -> None:
+    """As the value that everybody sees; nothing before it was set."""
+    assert Running(builds_its_status_up).result == [None, ["one"], ["one", "two"]]

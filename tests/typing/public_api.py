@@ -150,6 +150,7 @@ async def parent(ctx: durable.OrchestrationContext, folders: list[str]) -> list[
         assert_type(content, bytes)
     assert_type(ctx.patched("new-limit"), bool)
     assert_type(ctx.version, str | None)
+    assert_type(ctx.custom_status, Any)
     assert_type(ctx.side_effect(lambda: 3), int)
     assert_type(ctx.side_effect(outside_orchestrations_number, int), int)
     ctx.continue_as_new(folders[1:])
