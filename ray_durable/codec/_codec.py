@@ -21,13 +21,13 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
 import pydantic_core
 
 from ray_durable.codec._calls import CallSignature
+from ray_durable.codec._columns import NATIVE_COLUMNS, native_column
 from ray_durable.codec._fit import fits
 from ray_durable.codec._parts import Part, pack_parts, unpack_parts
-from ray_durable.codec._plain import JSON_DEPTH_MAX, SCALARS, is_plain, plain_as_is, plain_from_as_is
+from ray_durable.codec._plain import JSON_DEPTH_MAX, is_plain, plain_as_is, plain_from_as_is
 from ray_durable.codec._types import TypeCodec, describe_mismatch, join, type_codec
 from ray_durable.codec.batch import Batch, item_batch, native_batch, open_batch
 from ray_durable.codec.limits import Limits, Trust
@@ -37,8 +37,7 @@ from ray_durable.payload import Payload
 
 __all__ = ["Codec"]
 
-_NATIVE_COLUMNS = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_(), type(None): pa.null()}
-_COLUMN_SCALARS = {column: scalar for scalar, column in _NATIVE_COLUMNS.items()}
+_COLUMN_SCALARS = {column: scalar for scalar, column in NATIVE_COLUMNS.items()}
 
 
 class Codec:
@@ -286,14 +285,8 @@ def _native(values: Sequence[Any], codec: TypeCodec) -> Batch | None:
     """A column of Arrow's own type if all values are exactly of one Python type that it holds."""
     kinds = set(map(type, values))
     kind = kinds.pop() if len(kinds) == 1 else None
-    if kind not in SCALARS:
-        return None
-    try:
-        column = pa.array(values, _NATIVE_COLUMNS[kind])
-    except (OverflowError, UnicodeError, pa.ArrowException):
-        # Ints over 64 bits, lone surrogates, or more text than a column holds.
-        return None
-    return native_batch(column, annotated=not codec.is_any) if isinstance(column, pa.Array) else None
+    column = native_column(kind, values) if kind in NATIVE_COLUMNS else None
+    return None if column is None else native_batch(column, annotated=not codec.is_any)
 
 
 def _split(raw: Any, where: str) -> tuple[list[Any], dict[str, Any]]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_durable.codec._columns import NATIVE_COLUMNS, binary_column, native_column
 from ray_durable.codec._ipc import check_expansion, inspect_stream
 from ray_durable.codec.limits import Limits
 from ray_durable.errors import PayloadTooLargeError, SerializationError
@@ -34,7 +35,7 @@ _READER = b"ray_durable.reader"
 _COLUMN = "values"
 # Below this, compressing costs more time than the bytes are worth.
 _COMPRESSED_FROM_BYTES = 16 * 1024
-_NATIVE_TYPES = (pa.int64(), pa.float64(), pa.string(), pa.bool_(), pa.null())
+_NATIVE_TYPES = tuple(NATIVE_COLUMNS.values())
 _TEXT_TYPES = (pa.binary(), pa.large_binary())
 
 
@@ -71,7 +72,7 @@ class Batch:
         """The items at `indices`, in that order. IndexError if one is out of range."""
         if indices and not (min(indices) >= 0 and max(indices) < len(self)):
             raise IndexError(f"items {min(indices)} to {max(indices)} of a batch of {len(self)}")
-        taken = self._values.take(pa.array(indices, pa.int64()))
+        taken = self._values.take(native_column(int, indices))
         return _write(taken, self.items, self.reader, compress=False)
 
     def to_pylist(self) -> list[Any]:
@@ -142,9 +143,7 @@ def native_batch(values: Any, *, annotated: bool) -> Batch:
 
 def item_batch(items: str, texts: Sequence[bytes]) -> Batch:
     """A batch of encoded items ("json" or "payload")."""
-    # 32-bit offsets halve what small items cost beside their text.
-    kind = pa.binary() if sum(map(len, texts)) < 2**31 - 1 else pa.large_binary()
-    return Batch(pa.array(texts, kind), items=items, reader="annotation")
+    return Batch(binary_column(texts), items=items, reader="annotation")
 
 
 def _write(values: Any, items: str, reader: str, *, compress: bool) -> Payload:
@@ -169,7 +168,7 @@ def _from_table(table: Any) -> Batch:
     if table.num_columns != 1 or table.schema.field(0).type not in allowed or reader not in ("annotation", "exact"):
         raise ValueError("its column is not of a known form")
     column = table.column(0)
-    chunks = column.chunks or [pa.array([], column.type)]
+    chunks = column.chunks or [pa.nulls(0, column.type)]
     values = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     if values.null_count and values.type != pa.null():
         raise ValueError("it has nulls where values belong")

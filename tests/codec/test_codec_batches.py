@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,17 @@ def test_items_that_hold_several_values_are_refused() -> None:
     # The count alone would not notice one value spread over two items.
     balanced = item_batch("json", [b"1,2", b"3,[4", b"5]"]).to_payload()
     assert len(open_batch(balanced)) == 3
+
+
+def test_batches_do_not_load_pandas() -> None:
+    """Each process of a map makes and reads batches: none of them pays for importing pandas, which takes long."""
+    script = """
+import sys
+from ray_durable.codec import Codec, concat_batches, slice_batch
+codec = Codec()
+for values in ([1, 2], [1.5], ["a"], [True], [None], [1, "b"], [{"a": 1}], []):
+    batch = codec.encode_batch(values, where="")
+    assert codec.decode_batch(concat_batches([slice_batch(batch, 0, len(values))])[0], where="") == values
+sys.exit("pandas" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
