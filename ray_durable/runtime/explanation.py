@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,9 @@ from ray_durable.runtime.messages import CallState
 from ray_durable.runtime.status import InstanceStatus
 
 __all__ = ["Explanation", "Waiting", "WaitingKind", "at", "explain_execution", "explain_history"]
+
+_SHOWN_MAX = 50
+"""So many things are told one by one; of the others, how many there are of each kind."""
 
 WaitingKind = Literal["activity", "map", "timer", "external event", "sub-orchestration", "start", "code"]
 
@@ -95,7 +99,10 @@ class Explanation:
             lines += ["  its code keeps the thread, and nothing else can happen meanwhile:", self.stack.rstrip()]
         if self.waiting:
             lines.append("  it waits for")
-        return "\n".join([*lines, *(f"    {waiting}" for waiting in self.waiting)])
+        lines += [f"    {waiting}" for waiting in self.waiting[:_SHOWN_MAX]]
+        rest = Counter(f"{one.kind} {one.name}".rstrip() for one in self.waiting[_SHOWN_MAX:])
+        lines += [f"    and {count:,} more of {what}" for what, count in rest.items()]
+        return "\n".join(lines)
 
 
 def at(time_us: int) -> datetime:

@@ -91,6 +91,24 @@ def test_a_call_that_is_to_be_tried_again_is_named(env: Environment) -> None:
     )
 
 
+def test_of_very_many_things_most_are_counted(env: Environment) -> None:
+    """The text stays one that a person can read; `waiting` has them all."""
+
+    @durable.activity
+    def slow(number: int) -> int:
+        return number
+
+    @durable.orchestrator
+    async def calls_many(ctx: durable.OrchestrationContext) -> None:
+        await asyncio.gather(*(ctx.call_activity(slow, number) for number in range(2_000)))
+
+    env.hold(slow)
+    explanation = env.start(calls_many).explain()
+    assert len(explanation.waiting) == 2_000
+    assert str(explanation).splitlines()[-1] == "    and 1,950 more of activity slow"
+    assert len(str(explanation).splitlines()) < 120
+
+
 def test_code_that_waits_for_itself_is_shown(env: Environment) -> None:
     """A deadlock of its own has no event to come: the lines at which the coroutines wait."""
 
