@@ -5,6 +5,8 @@
 #   make lint    ruff and mypy alone
 #   make bench   the benchmarks, each against plain Ray in the same run
 #   make chaos   real processes, nodes and clusters killed under a load; nothing may be lost
+#   make soak    simulated schedules, for SECONDS=600, from SEED=n on (default: a fresh one)
+#   make exhaustive   a simulated death at every step of every reference orchestration, and at all pairs of steps
 #   make clean   remove .venv and build/
 #
 # PYTHON=/path/to/python chooses the interpreter, TESTS="tests/engine -x" what pytest runs, CHAOS="--quick" how much is
@@ -21,8 +23,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PROJECT := setup.cfg pyproject.toml
 TESTS ?=
 CHAOS ?=
+SECONDS ?= 600
+SEED ?=
 
-.PHONY: help demo test lint bench chaos clean
+.PHONY: help demo test lint bench chaos soak exhaustive clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,6 +47,13 @@ bench: $(VENV)/installed-dev
 
 chaos: $(VENV)/installed-dev
 	PYTHONPATH=.:examples $(BIN)/python -m tests.chaos $(CHAOS)
+
+soak: $(VENV)/installed-dev
+	PYTHONPATH=.:examples:storage $(BIN)/python -m tests.simulation --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+exhaustive: $(VENV)/installed-dev
+	PYTHONPATH=.:examples:storage $(BIN)/python -m tests.simulation --exhaustive
+	PYTHONPATH=.:examples:storage $(BIN)/python -m tests.simulation --pairs
 
 clean:
 	rm -rf $(VENV) build

@@ -1,0 +1,106 @@
+"""Running cases of the corpus: calm, in a storm of a seed, or with deaths at given steps. Each run is checked whole.
+
+Every failure names what repeats it: `... python -m tests.simulation --case NAME --seed N`.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from ray_durable.testing.simulation import Deaths, Fault, Havoc, Simulation, Storm, Victim
+from tests.simulation.corpus import CASES, Case
+from tests.simulation.root import findings
+
+__all__ = ["COMMAND", "Tally", "calm", "case_of", "run_deaths", "run_seed", "run_seeds"]
+
+COMMAND = "PYTHONPATH=.:examples:storage python -m tests.simulation"
+
+_COLLECT_EVERY = 25
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of many runs: how many there were, how many steps they took, and what failed."""
+
+    runs: int = 0
+    steps: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Count another's runs, too."""
+        self.runs += other.runs
+        self.steps += other.steps
+        self.failures += other.failures
+
+
+def case_of(seed: int) -> Case:
+    """The case that a seed runs."""
+    return CASES[random.Random(f"case {seed}").choice(sorted(CASES))]
+
+
+@cache
+def calm(name: str) -> Simulation:
+    """A case where nothing goes wrong: what it comes to, and how many steps that takes."""
+    return _run(CASES[name], Simulation(f"calm {name}", CASES[name].clients, supervisor_interval_s=10.0))
+
+
+def run_seed(seed: int, case: Case | None = None) -> Simulation:
+    """Run a seed: its case, its weather, its mischief. AssertionError if anything is broken."""
+    chosen = case or case_of(seed)
+    interval_s = random.Random(f"interval {seed}").choice([5.0, 15.0, 30.0, 30.0])
+    simulation = Simulation(
+        seed,
+        chosen.clients,
+        weather=Storm(seed),
+        mischief=Havoc(seed, steps=calm(chosen.name).steps),
+        supervisor_interval_s=interval_s,
+    )
+    return _run(chosen, simulation)
+
+
+def run_deaths(case: Case, deaths: Mapping[int, tuple[Victim, Fault]]) -> Simulation:
+    """Run a case calmly, but for deaths at some steps."""
+    mischief = Deaths(deaths)
+    return _run(case, Simulation(f"calm {case.name}", case.clients, mischief=mischief, supervisor_interval_s=10.0))
+
+
+def run_seeds(seeds: Iterable[int]) -> Tally:
+    """Run many, and go on when one fails."""
+    tally = Tally()
+    was_enabled = gc.isenabled()
+    # Runs leave cycles behind, which are cheaper to collect now and then than all the time.
+    gc.disable()
+    try:
+        for seed in seeds:
+            case = case_of(seed)
+            try:
+                tally.steps += run_seed(seed, case).steps
+            except AssertionError as broken:
+                tally.failures.append(_report(seed, case, broken))
+            except Exception as error:
+                tally.failures.append(_report(seed, case, error))
+            tally.runs += 1
+            if tally.runs % _COLLECT_EVERY == 0:
+                gc.collect()
+    finally:
+        if was_enabled:
+            gc.enable()
+    return tally
+
+
+def _report(seed: int, case: Case, error: Exception) -> str:
+    command = f"{COMMAND} --case {case.name} --seed {seed}"
+    return f"seed {seed} ({case.name}): {type(error).__name__}: {error}\nrepeat it with: {command}"
+
+
+def _run(case: Case, simulation: Simulation) -> Simulation:
+    case.prepare()
+    simulation.run()
+    case.check(simulation)
+    found = findings(simulation)
+    assert not found, f"storage/verify.py finds {found}\n{simulation.describe()}"
+    return simulation
