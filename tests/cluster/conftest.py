@@ -16,6 +16,7 @@ from samples.journal import JOURNAL_VARIABLE
 from tests.cluster.flows import LEDGERS_VARIABLE, go_path
 from tests.cluster.harness import Terminal, wait_until
 from tests.support.processes import is_alive, kill, processes_below
+from tests.support.s3_server import S3Server, seaweedfs
 
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -90,6 +91,13 @@ def hub(
         ours = before | processes_below(os.getpid())
     wait_until(lambda: not any(map(is_alive, ours)), "the processes of Ray have ended with its driver")
     shutil.rmtree(root)
+
+
+@pytest.fixture(scope="package")
+def server(hub: durable.Hub) -> Iterator[S3Server]:
+    """SeaweedFS, which checks credentials. It ends before the hub, which accounts for all processes below this one."""
+    with seaweedfs() as server:
+        yield server
 
 
 @pytest.fixture

@@ -177,6 +177,18 @@ async def spread_waiting(ctx: durable.OrchestrationContext, count: int) -> list[
 
 
 @durable.orchestrator
+async def marches_past_a_gate(ctx: durable.OrchestrationContext, count: int) -> int:
+    """So many steps before the gate, which the test opens, and so many behind it."""
+    value = 0
+    for _ in range(count):
+        value = await ctx.call_activity(step_on, value)
+    await ctx.call_activity(waits_for_go, value)
+    for _ in range(count):
+        value = await ctx.call_activity(step_on, value)
+    return value
+
+
+@durable.orchestrator
 async def asks_approval(ctx: durable.OrchestrationContext) -> str:
     return await ctx.wait_for_external_event("Approval", str)
 
