@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 from ray_durable import registry
 from ray_durable.authoring import Orchestrator
 from ray_durable.capture import capture_bundle
+from ray_durable.command import COMMAND_S_MAX, command
 from ray_durable.errors import (
     ClusterConnectionError,
     ConfigurationError,
     HubHeldError,
     InstanceActiveError,
-    InstanceEndedError,
-    InstanceNotFoundError,
     InvalidOrchestratorError,
     SerializationError,
     StoreUnavailableError,
@@ -35,7 +34,7 @@ from ray_durable.errors import (
 from ray_durable.event_name import check_event_id, check_event_name
 from ray_durable.function import DurableFunction
 from ray_durable.handle import Handle
-from ray_durable.reader import STORE_PATIENCE_S, HubReader, address_of
+from ray_durable.reader import HubReader, address_of
 from ray_durable.reason import check_reason
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.address import HubAddress
@@ -62,7 +61,6 @@ R = TypeVar("R")
 
 _POLL_S_FIRST = 0.05
 _LONG_POLL_S = 10.0
-_COMMAND_S_MAX = 60.0
 _STATUS_S_MAX = 10.0
 _QUIET = timedelta(seconds=2)
 """An instance whose last record is younger than this is not asked what keeps it from going on."""
@@ -286,7 +284,7 @@ class Hub(HubReader):
 
     async def purge(self, instance_id: str) -> None:
         """See `Handle.purge`."""
-        hub, deadline_s = await self._hub(), time.monotonic() + _COMMAND_S_MAX
+        hub, deadline_s = await self._hub(), time.monotonic() + COMMAND_S_MAX
         while True:
             try:
                 await purge_instance(hub, instance_id, now_us=self._now_us())
@@ -423,88 +421,11 @@ class Hub(HubReader):
                 await self._connection.repair()
 
     async def _command(
-        self,
-        instance_id: str,
-        request_id: str,
-        call: Callable[[Any], Awaitable[None]],
-        *,
-        may_be_done: bool = False,
+        self, instance_id: str, request_id: str, call: Callable[[Any], Awaitable[None]], *, may_be_done: bool = False
     ) -> None:
-        """Have the instance's actor do something that must be durable, and ask again while the answer is unclear.
-
-        What was recorded under `request_id` was done, also where the instance has ended since.
-
-        Raises:
-            ClusterConnectionError: it did not answer for a minute; whether it will be done is unknown.
-            StoreUnavailableError: the same, because of the store.
-        """
+        """See `command`."""
         assert self._connection is not None
-        began_s, is_unclear = time.monotonic(), may_be_done
-        first: int | None = None
-        while True:
-            status = await self.status(instance_id)
-            first = first or status.execution
-            # It may have been done to an execution that another one follows by now, and must not be done to that.
-            is_past = is_unclear and (status.is_ended or status.execution > first)
-            if is_past and await self._is_recorded(instance_id, request_id, range(first, status.execution + 1)):
-                return
-            if status.is_ended:
-                raise InstanceEndedError(
-                    f"Instance {instance_id!r} has ended ({status.runtime_status}): it takes no more events or "
-                    "commands",
-                    instance_id=instance_id,
-                    runtime_status=str(status.runtime_status),
-                )
-            try:
-                await self._connection.ask_instance(instance_id, call)
-                return
-            except InstanceEndedError:
-                # Its actor stays for a moment; the instance may have begun anew.
-                if not is_unclear and (await self.status(instance_id)).is_ended:
-                    raise
-                await asyncio.sleep(_POLL_S_FIRST)
-            except ClusterConnectionError as error:
-                is_unclear = True
-                await self._require_patience(instance_id, time.monotonic() - began_s, error)
-                # The outcome is unknown; the same request again is recognised by its id.
-                await self._connection.repair()
-                await asyncio.sleep(_POLL_S_FIRST)
-
-    async def _require_patience(self, instance_id: str, waited_s: float, error: ClusterConnectionError) -> None:
-        """Raise what keeps an instance from answering, once that was waited for long enough."""
-        assert self._connection is not None
-        if waited_s < STORE_PATIENCE_S:
-            return
-        told = await self._connection.describe(instance_id)
-        unknown = "so whether this had an effect, or will have, is unknown"
-        if told.get("store_problem"):
-            raise StoreUnavailableError(
-                f"Instance {instance_id!r} has not recorded this for {waited_s:.0f} s, {unknown}: "
-                f"{told['store_problem']}",
-                url=self.address.root,
-                waited_s=waited_s,
-            ) from error
-        if waited_s < _COMMAND_S_MAX:
-            return
-        if told.get("problem"):
-            raise ClusterConnectionError(
-                f"Instance {instance_id!r} did not answer for {waited_s:.0f} s, {unknown}. It waits: {told['problem']}"
-            ) from error
-        raise ClusterConnectionError(
-            f"Instance {instance_id!r} did not answer for {waited_s:.0f} s ({error}), {unknown}. Does its orchestrator "
-            "block (time.sleep, long computations)? Those belong into activities. handle.status() tells what is "
-            "recorded"
-        ) from error
-
-    async def _is_recorded(self, instance_id: str, request_id: str, executions: Iterable[int]) -> bool:
-        """Whether one of these histories holds the request, or the external event of this id."""
-        for execution in executions:
-            # One that is gone by now cannot tell.
-            with contextlib.suppress(InstanceNotFoundError):
-                for event in await self.history(instance_id, execution):
-                    if request_id in (getattr(event, "event_id", None), getattr(event, "request_id", None)):
-                        return True
-        return False
+        await command(self, self._connection, instance_id, request_id, call, may_be_done=may_be_done)
 
     async def _wait_for_end(self, instance_id: str, poll_s: float, left_s: float | None) -> bool:
         assert self._connection is not None

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import platformdirs
 
 from ray_durable import registry
+from ray_durable.command import STORE_PATIENCE_S
 from ray_durable.engine import Event, ExecutionCompleted, RuntimeStatus
 from ray_durable.errors import (
     ConfigurationError,
@@ -43,9 +44,6 @@ from ray_durable.storage import (
 __all__ = ["HubReader", "address_of", "browse", "default_root"]
 
 T = TypeVar("T")
-
-STORE_PATIENCE_S = 30.0
-"""How long a call waits for a store that does not answer. What runs waits for as long as it takes."""
 
 _POLL_S_FIRST, _POLL_S_MAX = 0.05, 1.0
 _LOOK_S = 5.0

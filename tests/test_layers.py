@@ -48,7 +48,7 @@ LAYERS = (
     Layer(members=frozenset({"engine", "storage", "codec"}), siblings=False),
     Layer(members=AUTHORING, siblings=True),
     Layer(members=frozenset({"runtime"}), siblings=True),
-    Layer(members=ENDS, siblings=True),
+    Layer(members=ENDS | {"command"}, siblings=True),
     Layer(members=frozenset({"web", "cli", "notebook"}), siblings=False, sees=BASE | ENDS),
     Layer(members=frozenset({"testing"}), siblings=False),
     Layer(members=frozenset({"__init__"}), siblings=False),

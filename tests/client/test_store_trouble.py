@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 import ray_durable as durable
-from ray_durable import client as client_module
+from ray_durable import command as command_module
 from ray_durable import reader as reader_module
 from ray_durable.client import Hub
 from ray_durable.errors import ClusterConnectionError, InstanceEndedError, StoreUnavailableError
@@ -39,7 +39,7 @@ class Owner:
         return self.told
 
     async def describe(self, instance_id: str) -> Mapping[str, Any]:
-        return {"problem": self.problem, "store_problem": self.problem}
+        return {"problem": self.problem, "store": "file:///root", "store_problem": self.problem}
 
     async def ask_instance(self, instance_id: str, call: object) -> None:
         self.asked += 1
@@ -83,7 +83,7 @@ class Trouble:
 @pytest.fixture
 def trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trouble]:
     """A hub with the instance `one`, which is Pending."""
-    monkeypatch.setattr(client_module, "STORE_PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr(command_module, "STORE_PATIENCE_S", PATIENCE_S)
     monkeypatch.setattr(reader_module, "_LOOK_S", 2 * PATIENCE_S)
     trouble = Trouble(make_hub(tmp_path, instance_id="one"))
     yield trouble
@@ -110,6 +110,7 @@ def test_an_event_that_cannot_be_recorded_is_given_up_with_the_owners_reason(tro
     with pytest.raises(StoreUnavailableError, match=r"'one' has not recorded this.*unknown.*503") as caught:
         trouble.hub.get("one").raise_event("Approval", "yes")
     assert (caught.value.waited_s or 0) >= PATIENCE_S
+    assert caught.value.url == "file:///root"
     assert trouble.owner.asked > 1
 
 

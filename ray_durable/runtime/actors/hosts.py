@@ -121,6 +121,7 @@ class OrchestrationActor:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "problem": instance.problem if instance else None,
+            "store": self._address.root,
             "store_problem": instance.store_problem if instance else None,
         }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ray_durable.authoring import Orchestrator
 from ray_durable.client import Hub
+from ray_durable.command import STORE_PATIENCE_S
 from ray_durable.engine import Event, ExecutionCompleted
 from ray_durable.errors import (
     ClusterConnectionError,
@@ -21,7 +22,6 @@ from ray_durable.errors import (
     InstanceNotFoundError,
     StoreUnavailableError,
 )
-from ray_durable.reader import STORE_PATIENCE_S
 from ray_durable.runtime.explanation import Explanation
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.storage import Pacing
