@@ -299,7 +299,7 @@ class Hub(HubReader):
         """See `Handle.status`: what keeps the owner from writing is not in the store, so the owner is asked."""
         assert self._connection is not None
         try:
-            status = await self._within(_STATUS_S_MAX, super().status(instance_id))
+            status = await self._within(_STATUS_S_MAX, self.stored_status(instance_id))
         except StoreUnavailableError:
             told = await self._ask_owner(instance_id)
             if told is None:

@@ -38,7 +38,7 @@ Call = Callable[[Any], Awaitable[None]]
 class CommandPort(Protocol):
     """What a command needs of the client."""
 
-    async def status(self, instance_id: str) -> InstanceStatus: ...
+    async def stored_status(self, instance_id: str) -> InstanceStatus: ...
     async def history(self, instance_id: str, execution: int | None) -> list[Event]: ...
 
 
@@ -64,7 +64,7 @@ async def command(
     began_s, is_unclear = loop.time(), may_be_done
     first: int | None = None
     while True:
-        status = await client.status(instance_id)
+        status = await client.stored_status(instance_id)
         first = first or status.execution
         # It may have been done to an execution that another one follows by now, and must not be done to that.
         is_past = is_unclear and (status.is_ended or status.execution > first)
@@ -81,7 +81,7 @@ async def command(
             return
         except InstanceEndedError:
             # Its actor stays for a moment; the instance may have begun anew.
-            if not is_unclear and (await client.status(instance_id)).is_ended:
+            if not is_unclear and (await client.stored_status(instance_id)).is_ended:
                 raise
             await asyncio.sleep(_PAUSE_S)
         except ClusterConnectionError as error:

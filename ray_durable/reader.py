@@ -141,6 +141,10 @@ class HubReader:
 
     async def status(self, instance_id: str) -> InstanceStatus:
         """See `Handle.status`."""
+        return await self.stored_status(instance_id)
+
+    async def stored_status(self, instance_id: str) -> InstanceStatus:
+        """The status as storage has it."""
         return await (await self._hub()).status(instance_id)
 
     async def history(self, instance_id: str, execution: int | None) -> list[Event]:

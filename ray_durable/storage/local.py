@@ -97,7 +97,8 @@ class LocalStore:
         except OSError as error:
             raise self._trouble(error, key) from error
         if self._identity is None:
-            self._look_at_root()
+            with contextlib.suppress(OSError):
+                self._look_at_root()
         return data
 
     async def list_folder(self, folder: str) -> list[str]:
