@@ -23,7 +23,7 @@ from ray_durable.errors import StoreError, StoreUnavailableError
 from tests.cluster import flows
 from tests.cluster.harness import executions, recorded_keys, repeated, wait_until
 from tests.support.disks import disk, fill, relieve, remount
-from tests.support.fault_proxy import Mishap, drawn, fault_proxy
+from tests.support.fault_proxy import Mishap, Seen, drawn, fault_proxy
 from tests.support.s3_server import S3Server
 
 _VERIFY = Path(__file__).parents[2] / "storage" / "verify.py"
@@ -135,7 +135,7 @@ def test_instances_live_through_a_failing_network_and_an_outage(
         options.write_text(json.dumps({**proxy.server.storage_options, **timeouts}))
         root = f"s3://{bucket}/root"
         hub = connect(root, storage_options=f"file:{options}")
-        proxy.plan = drawn(7, 0.1, _MISHAPS)
+        proxy.plan = trouble = drawn(7, 0.1, _MISHAPS)
         started = start_all(hub, prefix)
         chain = started["chain"][0]
         wait_until(lambda: len(executions(chain.instance_id)) == 9, "the chain is at its gate")
@@ -151,8 +151,10 @@ def test_instances_live_through_a_failing_network_and_an_outage(
                 chain.result(0.5)
             wait_until(lambda: time.monotonic() - began_s > _STALE_S, "the lease is stale")
             assert len(executions(chain.instance_id)) == 9, "nothing goes on that is not stored"
-        # Its lease is as old as the outage, and it is alive.
+            proxy.plan = lambda seen: Mishap.FAILED if _is_renewal(seen) else trouble(seen)
+        # The lease is as old as the outage, and its holder is alive.
         second = connect(root, storage_options=f"file:{options}")
+        proxy.plan = trouble
         raise_all(second, prefix)
         require_all(second, started)
         assert chain.owner() == owner
@@ -166,6 +168,10 @@ def test_instances_live_through_a_failing_network_and_an_outage(
         download(server, bucket, copy)
     assert [path.name for path in (copy / "root/default/lease/epochs").iterdir()] == [f"{1:012}"]
     require_whole(copy / "root")
+
+
+def _is_renewal(seen: Seen) -> bool:
+    return seen.method == "PUT" and seen.path.endswith("/lease/holder")
 
 
 def _open_entries(server: S3Server, bucket: str) -> list[str]:
