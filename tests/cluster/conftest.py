@@ -76,7 +76,14 @@ def ledgers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="package")
 def ray_init(ray_folder: Path) -> dict[str, Any]:
     """Arguments of `ray.init` for a small local Ray."""
-    return {"num_cpus": 2, "object_store_memory": 100_000_000, "_temp_dir": str(ray_folder)}
+    return {
+        "num_cpus": 2,
+        "object_store_memory": 100_000_000,
+        "_temp_dir": str(ray_folder),
+        # By default, workers come last wherever another process wants the processor: on a busy machine the tests would
+        # wait for them in vain.
+        "_system_config": {"worker_niceness": 0},
+    }
 
 
 @pytest.fixture(scope="package")
