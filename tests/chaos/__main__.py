@@ -37,9 +37,19 @@ FULL = {
     "supervisor": 50,
     "node": 30,
     "cluster": 10,
+    "takeover": 5,
     "zombie": 20,
 }
-QUICK = {"orchestrator": 6, "worker": 6, "dispatcher": 1, "supervisor": 1, "node": 1, "cluster": 1, "zombie": 1}
+QUICK = {
+    "orchestrator": 6,
+    "worker": 6,
+    "dispatcher": 1,
+    "supervisor": 1,
+    "node": 1,
+    "cluster": 1,
+    "takeover": 1,
+    "zombie": 1,
+}
 
 _BARE_EVERY = 5
 _QUICK_SIZE = 0.3

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.processes import is_alive, kill, processes_below, reap, title_of
+from tests.support.processes import children_of, is_alive, kill, processes_below, reap, title_of
 
 __all__ = ["Cluster", "HostError", "HostLostError", "Settings", "until"]
 
@@ -57,6 +57,8 @@ class Settings:
         self.root = root
         self.storage_options = storage_options
         self.nodes = nodes
+        self.hosts: set[int] = set()
+        """The processes that clusters were started with."""
         self.cpus = 2
         # The examples are on the path, since the tests' helpers use them.
         path = os.pathsep.join(map(str, [_REPOSITORY, _REPOSITORY / "examples"]))
@@ -94,15 +96,17 @@ class Cluster:
                 start_new_session=True,
             )
         os.close(write_end)
+        self._settings.hosts.add(self._process.pid)
         reader = asyncio.StreamReader(limit=2**24)
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb"))
         self._listening = loop.create_task(self._listen(reader))
         await self.ask("up", nodes=self._settings.nodes, cpus=self._settings.cpus)
 
-    async def connect(self) -> None:
+    async def connect(self, *, takeover: bool = False) -> None:
         """Take the hub."""
-        await self.ask("connect", root=self._settings.root, storage_options=self._settings.storage_options)
+        settings = self._settings
+        await self.ask("connect", root=settings.root, storage_options=settings.storage_options, takeover=takeover)
 
     async def ask(self, request: str, **arguments: Any) -> Any:
         """Have the host do something. HostError: it failed; HostLostError: nobody knows."""
@@ -122,8 +126,14 @@ class Cluster:
             del self._asked[number]
 
     def processes(self, title: str = "") -> list[int]:
-        """The living processes of the cluster whose title begins so, in order of their ids."""
-        return [pid for pid in sorted(processes_below(os.getpid())) if self._is_ours(pid) and _has(pid, title)]
+        """The living processes of the cluster whose title begins so, in order of their ids; and those whose parent was
+        killed, in whichever cluster that was."""
+        host = self._process.pid
+        found = {host, *processes_below(host)}
+        for child in children_of(os.getpid()):
+            if child not in self._settings.hosts and not _is_store(child):
+                found |= {child, *processes_below(child)}
+        return [pid for pid in sorted(found) if _has(pid, title)]
 
     def below(self, pid: int, title: str = "") -> list[int]:
         """Those below one of them."""
@@ -174,10 +184,6 @@ class Cluster:
             with contextlib.suppress(OSError):
                 shutil.move(logs, self._settings.folder / f"{self.folder.name}.logs")
 
-    def _is_ours(self, pid: int) -> bool:
-        """Not so of the server of a store, which this process started as well."""
-        return not title_of(pid).split("\0")[0].endswith("/weed")
-
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
             told = json.loads(line)
@@ -188,6 +194,11 @@ class Cluster:
                 future.set_exception(HostError(told["error"], told["text"]))
             else:
                 future.set_result(told["value"])
+
+
+def _is_store(pid: int) -> bool:
+    """Whether it is the server of a store, which the command started as well."""
+    return title_of(pid).split("\0")[0].endswith("/weed")
 
 
 def _has(pid: int, title: str) -> bool:

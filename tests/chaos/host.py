@@ -25,7 +25,9 @@ from tests.chaos import flows
 
 _THREADS = 64
 
-_DETECTION = {
+_SYSTEM = {
+    # By default, workers come last wherever another process wants the processor.
+    "worker_niceness": 0,
     # A node that is gone, or stopped, is known to be after about three seconds instead of fifteen and more.
     "health_check_initial_delay_ms": 2_000,
     "health_check_period_ms": 500,
@@ -56,7 +58,7 @@ class Host:
     def up(self, nodes: int, cpus: int) -> str:
         """Start a head and so many other nodes; the cluster's address."""
         self._node_arguments = {"num_cpus": cpus, "object_store_memory": 80_000_000, "include_dashboard": False}
-        head = {**self._node_arguments, "_system_config": _DETECTION}
+        head = {**self._node_arguments, "_system_config": _SYSTEM}
         self._cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         for _ in range(nodes):
@@ -85,9 +87,9 @@ class Host:
                 node.all_processes["raylet"][0].process.poll()
             time.sleep(0.05)
 
-    def connect(self, root: str, storage_options: str | None) -> None:
+    def connect(self, root: str, storage_options: str | None, takeover: bool) -> None:
         """Take or join the hub."""
-        self._hub = durable.connect(root, storage_options=storage_options, shared=True)
+        self._hub = durable.connect(root, storage_options=storage_options, shared=True, takeover=takeover)
 
     def start(self, name: str, args: list[Any], instance_id: str) -> None:
         """Start an instance."""
@@ -96,6 +98,10 @@ class Host:
     def raise_event(self, instance_id: str, value: int, event_id: str) -> None:
         """Tell an instance the next number."""
         self._hub.get(instance_id).raise_event("Number", value, event_id=event_id)
+
+    def nudge(self, instance_id: str) -> None:
+        """Tell an instance something that it does not wait for."""
+        self._hub.get(instance_id).raise_event("Nudge")
 
     def explain(self, instance_id: str) -> str:
         """What it waits for."""

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import ray_durable as durable
-from tests.chaos.cluster import DISPATCHER, ORCHESTRATOR, SUPERVISOR, Cluster, HostLostError, Settings, until
+from tests.chaos.cluster import DISPATCHER, ORCHESTRATOR, SUPERVISOR, Cluster, HostError, HostLostError, Settings, until
 from tests.chaos.load import Load, Violation
 from tests.support.processes import is_alive, kill, title_of
 
@@ -30,6 +30,7 @@ KINDS = {
     "supervisor": "SIGKILL of the supervisor",
     "node": "SIGKILL of a node that is not the head: its raylet and all processes below it, or its raylet alone",
     "cluster": "SIGKILL of all processes of the cluster, the head included; another one takes over",
+    "takeover": "no kill: another cluster takes the hub from one that works, which has to stand down",
     "zombie": "SIGSTOP of the processes of a node until others own its instances, then SIGCONT",
 }
 
@@ -66,6 +67,7 @@ class Killer:
             "supervisor": lambda: self._kill_keeper(SUPERVISOR, "supervisor"),
             "node": self._kill_node,
             "cluster": self._kill_cluster,
+            "takeover": self._take_over,
             "zombie": self._stop_node,
         }
 
@@ -150,6 +152,35 @@ class Killer:
         for status in owned:
             self.watch(self._see_resumed(status, "cluster"))
         return 1
+
+    async def _take_over(self) -> int:
+        """Two clusters on one root: the older one stands down, and tells its callers."""
+        newer = Cluster(self._settings)
+        await newer.start()
+        owned, older, self.cluster = await self._load.owned(), self.cluster, newer
+        await newer.connect(takeover=True)
+        self._load.use(newer)
+        for status in owned:
+            self.watch(self._see_resumed(status, "takeover"))
+        self.pids.update(older.processes())
+        await self._see(lambda: not older.processes(ORCHESTRATOR), "the older cluster has stood down")
+        for status in owned[:3]:
+            await self._require_refusal(older, status.instance_id)
+        await older.kill_all()
+        return 1
+
+    async def _require_refusal(self, older: Cluster, instance: str) -> None:
+        """A cluster that lost the hub acknowledges nothing."""
+        try:
+            await older.ask("nudge", instance_id=instance)
+            told = "it was acknowledged"
+        except HostError as error:
+            if error.name in ("HubHeldError", "InstanceEndedError"):
+                return
+            told = str(error)
+        self.violations.append(
+            Violation(what="a cluster that lost the hub did not say so", instance=instance, details=told)
+        )
 
     async def _stop_node(self) -> int:
         """All of a node's processes stand still until Ray has given it up and others own its instances."""

@@ -8,7 +8,7 @@ import os
 import signal
 from pathlib import Path
 
-__all__ = ["adopt_orphans", "is_alive", "kill", "processes_below", "reap", "title_of"]
+__all__ = ["adopt_orphans", "children_of", "is_alive", "kill", "processes_below", "reap", "title_of"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -32,6 +32,11 @@ def title_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def children_of(pid: int) -> set[int]:
+    """The living processes whose parent is `pid`."""
+    return {child for child in _children().get(pid, ()) if is_alive(child)}
 
 
 def processes_below(pid: int) -> set[int]:
