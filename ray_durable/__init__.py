@@ -31,6 +31,7 @@ from ray_durable.errors import (
     OrchestrationFailedError,
     OrchestrationTerminatedError,
     PayloadTooLargeError,
+    ScheduleNotFoundError,
     SerializationError,
     StoreError,
     StoreUnavailableError,
@@ -42,7 +43,9 @@ from ray_durable.handle import Handle
 from ray_durable.reader import HubReader, browse
 from ray_durable.retry import RetryPolicy
 from ray_durable.runtime.explanation import Explanation, Waiting
+from ray_durable.runtime.schedules import ScheduleStatus
 from ray_durable.runtime.status import InstanceStatus, Owner, Progress
+from ray_durable.schedule import ScheduleHandle
 
 __all__ = [
     "Activity",
@@ -83,6 +86,9 @@ __all__ = [
     "Progress",
     "RetryPolicy",
     "RuntimeStatus",
+    "ScheduleHandle",
+    "ScheduleNotFoundError",
+    "ScheduleStatus",
     "SerializationError",
     "StoreError",
     "StoreUnavailableError",

@@ -15,28 +15,20 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ray_durable import registry
-from ray_durable.authoring import Orchestrator
-from ray_durable.capture import capture_bundle
 from ray_durable.command import COMMAND_S_MAX, command
 from ray_durable.errors import (
     ClusterConnectionError,
     ConfigurationError,
     HubHeldError,
     InstanceActiveError,
-    InvalidOrchestratorError,
-    SerializationError,
     StoreUnavailableError,
     UnsupportedStoreError,
 )
 from ray_durable.event_name import check_event_id, check_event_name
-from ray_durable.function import DurableFunction
-from ray_durable.handle import Handle
-from ray_durable.reader import HubReader, address_of
+from ray_durable.reader import address_of
 from ray_durable.reason import check_reason
-from ray_durable.reference import FunctionReference
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.explanation import Explanation
 from ray_durable.runtime.lifecycle import (
@@ -47,8 +39,8 @@ from ray_durable.runtime.lifecycle import (
     rewind_instance,
     start_instance,
 )
-from ray_durable.runtime.moments import due_us
 from ray_durable.runtime.status import InstanceStatus
+from ray_durable.starts import HubStarts
 from ray_durable.storage import check_hub_name, check_instance_id
 
 if TYPE_CHECKING:
@@ -64,9 +56,6 @@ _LONG_POLL_S = 10.0
 _STATUS_S_MAX = 10.0
 _QUIET = timedelta(seconds=2)
 """An instance whose last record is younger than this is not asked what keeps it from going on."""
-
-IdReuse = Literal["ended", "never"]
-"""Which instances of an id may be followed by a new one: those that have ended, or none."""
 
 
 def connect(
@@ -124,79 +113,12 @@ def connect(
     return connected
 
 
-class Hub(HubReader):
+class Hub(HubStarts):
     """A connected hub. Made by `connect`."""
 
     def __init__(self, address: HubAddress) -> None:
         super().__init__(address)
         self._connection: Connection | None = None
-
-    @overload
-    def start(self, orchestrator: Orchestrator[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    # A checked signature and a keyword beside it cannot both be said: with an id or a time, only the result is typed.
-    @overload
-    def start(
-        self,
-        orchestrator: Orchestrator[..., R],
-        /,
-        *args: Any,
-        instance_id: str | None,
-        reuse: IdReuse = "ended",
-        at: datetime | timedelta | None = None,
-        **kwargs: Any,
-    ) -> Handle[R]: ...
-    @overload
-    def start(
-        self,
-        orchestrator: Orchestrator[..., R],
-        /,
-        *args: Any,
-        at: datetime | timedelta | None,
-        **kwargs: Any,
-    ) -> Handle[R]: ...
-    @overload
-    def start(
-        self,
-        orchestrator: str,
-        /,
-        *args: Any,
-        instance_id: str | None = None,
-        reuse: IdReuse = "ended",
-        at: datetime | timedelta | None = None,
-        **kwargs: Any,
-    ) -> Handle[Any]: ...
-    def start(  # type: ignore[misc]  # No orchestrator has parameters of these names; the decorator refuses them.
-        self,
-        orchestrator: Any,
-        /,
-        *args: Any,
-        instance_id: str | None = None,
-        reuse: IdReuse = "ended",
-        at: datetime | timedelta | None = None,
-        **kwargs: Any,
-    ) -> Handle[Any]:
-        """Start an instance; returns when the start is durable. Arguments are those of the orchestrator.
-
-        `instance_id` (default: a random one) names the instance. An id whose instance has ended may be used again: the
-        new one follows it as its next execution. `reuse="never"` refuses that, too. `at` is when its code is to begin:
-        an aware datetime, or a timedelta from now (what is past begins at once). Until then the instance is Pending and
-        needs no process; it takes events, which are kept for its code, and control calls like any other.
-
-        Raises:
-            InstanceExistsError: the id is taken. `hub.get(id)` is the instance that has it.
-            InvalidIdError: the id is not allowed.
-            TypeError, SerializationError, PayloadTooLargeError: the arguments do not fit, or cannot be encoded.
-            InvalidOrchestratorError, FunctionNotFoundError: what is to be started is no orchestrator.
-            ConfigurationError: `at` has no time zone, or is over a hundred years ahead.
-            StoreUnavailableError: the store did not answer for half a minute, so whether it was started is unknown.
-        """
-        function = _orchestrator(orchestrator)
-        wanted_id = uuid.uuid4().hex if instance_id is None else instance_id
-        check_instance_id(wanted_id)
-        if reuse not in ("ended", "never"):
-            raise ConfigurationError(f"reuse is {reuse!r}: give 'ended' or 'never'")
-        self.run(self._start(function, args, kwargs, wanted_id, reuses_ended=reuse == "ended", at=at))
-        return Handle(self, wanted_id)
 
     def close(self) -> None:
         """Give connections back; a Ray that `connect` started ends, and unfinished instances go on with the next."""
@@ -361,55 +283,6 @@ class Hub(HubReader):
         )
         self._connection.open(takeover=takeover)
 
-    async def _start(
-        self,
-        function: Orchestrator[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        instance_id: str,
-        *,
-        reuses_ended: bool,
-        at: datetime | timedelta | None,
-    ) -> str:
-        now_us = self._now_us()
-        begins_us = due_us(at, now_us)
-        hub = await self._hub()
-        encoded = hub.codec.encode_call(
-            function.calls, args, kwargs, where=f"arguments of orchestrator {function.name!r}"
-        )
-        start = Start(
-            instance_id=instance_id,
-            name=function.name,
-            input=encoded,
-            request_id=uuid.uuid4().hex,
-            reference=(await self._reference(function)).to_json(),
-            version=function.version,
-            due_us=begins_us,
-        )
-        await start_instance(hub, start, now_us=now_us, reuses_ended=reuses_ended)
-        if begins_us is None:
-            await self._admit(instance_id)
-        return instance_id
-
-    async def _reference(self, function: Orchestrator[..., Any]) -> FunctionReference:
-        """How other processes find `function`; its code is stored where they cannot import it."""
-        if function.is_importable:
-            return registry.reference_of(function)
-        hub = await self._hub()
-        if not hub.codec.trust.allows_pickle:
-            raise SerializationError(
-                f"Orchestrator {function.name!r} is defined in the running script or notebook, so its code would "
-                f"have to be stored by value, which needs a private local root or a signing key, and {hub.store.url} "
-                "has neither. Move it to a module that every node can import, or give connect a signing_key",
-                where=f"code of orchestrator {function.name!r}",
-                type_name="function",
-            )
-        return registry.reference_of(function, await hub.store_code(capture_bundle(function)))
-
-    def _now_us(self) -> int:
-        """The time at which something is asked for, in microseconds since the epoch."""
-        return time.time_ns() // 1_000
-
     async def _admit(self, instance_id: str) -> None:
         """Tell the supervisor; should that fail, it finds the instance by itself."""
         assert self._connection is not None
@@ -438,14 +311,3 @@ class Hub(HubReader):
                 await self._connection.repair()
             await asyncio.sleep(poll_s)
             return False
-
-
-def _orchestrator(given: object) -> Orchestrator[..., Any]:
-    found = registry.lookup(given) if isinstance(given, str) else given
-    if isinstance(found, Orchestrator):
-        return found
-    if isinstance(found, DurableFunction):
-        raise InvalidOrchestratorError(f"{found!r} is no orchestrator: call it from one")
-    raise InvalidOrchestratorError(
-        f"{given!r} is no orchestrator: decorate an `async def` or generator function with @orchestrator"
-    )

@@ -32,6 +32,7 @@ __all__ = [
     "OrchestrationFailedError",
     "OrchestrationTerminatedError",
     "PayloadTooLargeError",
+    "ScheduleNotFoundError",
     "SerializationError",
     "StoreError",
     "StoreUnavailableError",
@@ -79,6 +80,12 @@ class InstanceNotFoundError(DurableError, LookupError):
     """No instance has this id. `instance_id`."""
 
     instance_id: str
+
+
+class ScheduleNotFoundError(DurableError, LookupError):
+    """No schedule has this id. `schedule_id`."""
+
+    schedule_id: str
 
 
 class InstanceExistsError(DurableError, ValueError):

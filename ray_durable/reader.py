@@ -30,7 +30,15 @@ from ray_durable.runtime.explanation import Explanation, explain_history
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.loop_thread import LoopThread
 from ray_durable.runtime.moments import to_us
+from ray_durable.runtime.schedules import (
+    ScheduleStatus,
+    check_schedule_id,
+    load_schedule,
+    schedule_statuses,
+    status_of,
+)
 from ray_durable.runtime.status import InstanceStatus
+from ray_durable.schedule import ScheduleHandle
 from ray_durable.storage import (
     Pacing,
     Signer,
@@ -115,6 +123,15 @@ class HubReader:
         )
         found = self.run(self._instances(statuses, prefix, *bounds))
         return [one for one in found if name is None or one.name == name]
+
+    def get_schedule(self, schedule_id: str) -> ScheduleHandle[Any]:
+        """A handle on the schedule with this id, whether it exists or not."""
+        check_schedule_id(schedule_id)
+        return ScheduleHandle(self, schedule_id)
+
+    def schedules(self) -> list[ScheduleStatus]:
+        """All schedules of the hub, by id."""
+        return self.run(self._schedules())
 
     def close(self) -> None:
         """Give connections back. Instances go on; calls that wait, and those to come, raise ClosedError."""
@@ -204,6 +221,33 @@ class HubReader:
     async def purge(self, instance_id: str) -> None:
         """A reader changes nothing."""
         raise self._reads_only("purge instances")
+
+    async def schedule_status(self, schedule_id: str) -> ScheduleStatus:
+        """See `ScheduleHandle.describe`."""
+        return status_of(await load_schedule(await self._hub(), schedule_id), self._now_us())
+
+    async def pause_schedule(self, schedule_id: str, note: str) -> None:
+        """A reader changes nothing."""
+        raise self._reads_only("pause schedules")
+
+    async def resume_schedule(self, schedule_id: str) -> None:
+        """A reader changes nothing."""
+        raise self._reads_only("resume schedules")
+
+    async def delete_schedule(self, schedule_id: str) -> None:
+        """A reader changes nothing."""
+        raise self._reads_only("delete schedules")
+
+    async def trigger_schedule(self, schedule_id: str) -> str:
+        """A reader changes nothing."""
+        raise self._reads_only("trigger schedules")
+
+    async def _schedules(self) -> list[ScheduleStatus]:
+        return await schedule_statuses(await self._hub(), self._now_us())
+
+    def _now_us(self) -> int:
+        """The time at which something is asked for, in microseconds since the epoch."""
+        return time.time_ns() // 1_000
 
     @staticmethod
     def _reads_only(purpose: str) -> ConfigurationError:

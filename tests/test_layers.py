@@ -35,7 +35,7 @@ class Layer:
 
 
 BASE = frozenset({"errors", "failure", "payload", "reference", "retry"})
-ENDS = frozenset({"client", "handle", "reader"})
+ENDS = frozenset({"client", "handle", "reader", "schedule", "starts"})
 
 AUTHORING = frozenset(
     {"function", "authoring", "determinism", "registry", "capture", "target", "context", "replay_logger"}

@@ -50,7 +50,7 @@ from ray_durable.errors import CorruptLogError
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 
-__all__ = ["decode_events", "encode_events"]
+__all__ = ["decode_events", "decode_payload", "encode_events", "encode_payload"]
 
 _INLINE_BINARY_BYTES_MAX = 512
 """Base64 costs a third more and nobody can read it: beyond this size a raw section is better."""
@@ -104,6 +104,18 @@ def decode_events(lines: Iterable[bytes], sections: Sequence[bytes], *, key: str
 
 def _event(record: dict[str, Any], sections: Sequence[bytes]) -> Event:
     return _READERS[record["type"]](record, sections, {"number": record["n"], "time_us": record["t"]})
+
+
+def encode_payload(payload: Payload) -> dict[str, Any]:
+    """A payload with all of its bytes, as JSON: for objects that have no sections."""
+    if payload.encoding == "json":
+        return {"json": json.loads(payload.bytes)}
+    return {payload.encoding: base64.b64encode(payload.bytes).decode()}
+
+
+def decode_payload(fields: dict[str, Any]) -> Payload:
+    """Inverse of `encode_payload`. ValueError if it is none."""
+    return _payload(fields, ())
 
 
 def _payload_text(payload: Payload, sections: list[bytes]) -> str:

@@ -40,6 +40,12 @@ from ray_durable.storage.log import (
 from ray_durable.storage.pacing import Pacing, persist
 from ray_durable.storage.patience import PatientStore
 from ray_durable.storage.removal import Retired, bury, list_retired, remove_execution, remove_retired, retire
+from ray_durable.storage.schedules import (
+    ScheduleRecord,
+    create_schedule_revision,
+    find_schedule,
+    list_schedules,
+)
 from ray_durable.storage.segment import FORMAT_VERSION, Segment, SegmentHeader, decode_segment, encode_segment
 from ray_durable.storage.signing import Signer
 from ray_durable.storage.store import ObjectStore, open_store, probe
@@ -56,6 +62,7 @@ __all__ = [
     "PatientStore",
     "Retired",
     "RunLog",
+    "ScheduleRecord",
     "Segment",
     "SegmentHeader",
     "Signer",
@@ -66,10 +73,12 @@ __all__ = [
     "claim_hub_epoch",
     "create_execution",
     "create_hub",
+    "create_schedule_revision",
     "current_hub_epoch",
     "decode_segment",
     "encode_segment",
     "find_open",
+    "find_schedule",
     "forget_ended",
     "free_hub_epoch",
     "get_blob",
@@ -79,6 +88,7 @@ __all__ = [
     "list_executions",
     "list_open",
     "list_retired",
+    "list_schedules",
     "open_store",
     "persist",
     "probe",

@@ -218,6 +218,15 @@ class HubKeys:
         return f"{self.retired}{due_us // 1000:013}.{encode_id(instance_id)}"
 
     @property
+    def schedules(self) -> str:
+        """Folder of schedules: one, so that one listing shows every change."""
+        return f"{self.hub}/schedules/"
+
+    def schedule(self, schedule_id: str, revision: int) -> str:
+        """A schedule from one of its changes on."""
+        return f"{self.schedules}{encode_id(schedule_id)}.{revision:012}"
+
+    @property
     def hub_epochs(self) -> str:
         """Folder of the hub's epochs."""
         return f"{self.hub}/lease/epochs/"

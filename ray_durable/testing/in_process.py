@@ -139,6 +139,14 @@ class InProcessHub(Hub):
         self._stage.admit(instance_id)
         return instance_id
 
+    async def _schedule(self, *args: Any) -> None:
+        await super()._schedule(*args)
+        self._stage.look_at_schedules()
+
+    async def resume_schedule(self, schedule_id: str) -> None:
+        await super().resume_schedule(schedule_id)
+        self._stage.look_at_schedules()
+
     async def _reference(self, function: Orchestrator[..., Any]) -> FunctionReference:
         if function.is_importable:
             return await super()._reference(function)

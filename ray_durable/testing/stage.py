@@ -25,7 +25,9 @@ from ray_durable.engine import ExecutionStarted, RuntimeStatus
 from ray_durable.function import DurableFunction
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.address import HubAddress
+from ray_durable.runtime.chores import pursue
 from ray_durable.runtime.explanation import Explanation, explain_history
+from ray_durable.runtime.firing import FireSchedules
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.storage import ObjectStore, list_open
 from ray_durable.testing.doubles import Doubles
@@ -111,6 +113,19 @@ class _Callees(Callees):
         return self._doubles.of(found) if found.is_local else found
 
 
+class _Scheduled:
+    """`ScheduledInstances` of a stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    async def admit(self, instance_id: str) -> None:
+        self._stage.admit(instance_id)
+
+    async def terminate(self, instance_id: str, reason: str, request_id: str) -> None:
+        await self._stage.ask(instance_id, lambda instance: instance.terminate(reason, request_id))
+
+
 class Stage(World):
     """See the module. Make it on its loop, which is a `SkippingLoop`."""
 
@@ -124,6 +139,8 @@ class Stage(World):
         self.doubles = Doubles(self.now)
         self._random = random.Random(seed)
         self._crashes: set[asyncio.Task[None]] = set()
+        self._firing: asyncio.Task[None] | None = None
+        self._schedules: FireSchedules
         super().__init__(clock=LoopClock(start_us=(start - _EPOCH) // timedelta(microseconds=1)))
 
     def now(self) -> datetime:
@@ -185,6 +202,13 @@ class Stage(World):
             await owner.kill()
             self.own(instance_id)
 
+    def look_at_schedules(self) -> None:
+        """One was changed. Whoever fires them is there from the first one on."""
+        if self._firing is None:
+            self._schedules = FireSchedules(self.hub, self.clock, _Scheduled(self), look_s=None)
+            self._firing = self.loop.create_task(pursue(self._schedules))
+        self._schedules.look()
+
     def begin_new_dispatcher(self) -> None:
         """The dispatcher dies, and what runs for it; another one is there at once."""
         self.lose_dispatcher()
@@ -244,5 +268,8 @@ class Stage(World):
 
     async def close(self) -> None:
         """See `World`."""
+        if self._firing is not None:
+            self._firing.cancel()
+            await asyncio.gather(self._firing, return_exceptions=True)
         await super().close()
         self.stage_workers.close()

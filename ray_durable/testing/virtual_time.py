@@ -52,6 +52,9 @@ class SkippingLoop(asyncio.SelectorEventLoop):
         self._quiet: asyncio.Future[None] | None = None
         self._skipped: asyncio.Future[bool] | None = None
         super().__init__(selector)
+        # Timers within so much of now are ready. After half a year, times are further apart than the stock resolution,
+        # and a timer that is due would never be.
+        self._clock_resolution = 1e-7
 
     def time(self) -> float:
         return self.now_s

@@ -74,3 +74,8 @@ async def round_robin(ctx: durable.OrchestrationContext, left: int) -> str:
 @durable.orchestrator
 async def dice(ctx: durable.OrchestrationContext) -> int:
     return ctx.random.randrange(1_000_000)
+
+
+@durable.orchestrator
+async def zoned(ctx: durable.OrchestrationContext, timezone: str) -> str:
+    return timezone

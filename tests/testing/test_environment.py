@@ -302,6 +302,69 @@ def test_a_start_in_the_past_begins_at_once(env: Environment, when: datetime | t
     assert (status.runtime_status, status.start_at) == ("Running", None)
 
 
+def test_schedules_fire_in_virtual_time(env: Environment) -> None:
+    """A year of them takes no time; they can be looked at, paused, triggered and deleted."""
+
+    @durable.orchestrator
+    async def report(ctx: durable.OrchestrationContext, what: str) -> str:
+        return f"{what} of {ctx.current_utc_datetime:%d.%m.}"
+
+    nightly = env.hub.schedule("nightly", "0 2 1 * *", report, "sales", timezone="Europe/Berlin")
+    assert_type(nightly, durable.ScheduleHandle[str])
+    env.advance(timedelta(days=365))
+    started = env.instances(prefix="nightly@")
+    assert [one.instance_id for one in started][:2] == ["nightly@20250101T010000Z", "nightly@20250201T010000Z"]
+    assert len(started) == 12
+    assert env.hub.get("nightly@20250601T000000Z").result() == "sales of 01.06."
+    status = nightly.describe()
+    assert (status.started, status.next_at) == (12, datetime(2026, 1, 1, 1, tzinfo=UTC))
+    assert env.hub.schedules() == [status]
+
+    nightly.pause("closed")
+    env.advance(timedelta(days=90))
+    assert (nightly.describe().paused, len(env.instances())) == (True, 12)
+    assert nightly.trigger().result() == "sales of 01.04."
+    nightly.resume()
+    env.advance(timedelta(days=30))
+    assert env.hub.get_schedule("nightly").describe().started == 13
+    nightly.delete()
+    assert env.hub.schedules() == []
+    with pytest.raises(durable.ScheduleNotFoundError):
+        nightly.describe()
+
+
+def test_an_overlapping_firing_terminates_the_one_before(env: Environment) -> None:
+    """By the policy `cancel_previous`."""
+    env.replace(flows.send_mail, sent)
+    env.hub.schedule("s", "0 * * * *", flows.vet, "ann", overlap="cancel_previous")
+    env.advance(timedelta(hours=3))
+    assert [str(one.runtime_status) for one in env.instances()] == ["Terminated", "Terminated", "Running"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "complaint"),
+    [
+        (("s", "hourly", flows.vet, "ann"), {}, "cron expression"),
+        (("s", "0 * * * *", flows.vet, "ann"), {"timezone": "Mars"}, "time zone 'Mars'"),
+        (("s", "0 * * * *", flows.vet, "ann"), {"overlap": "wait"}, "overlap is 'wait'"),
+        (("s", "0 * * * *", flows.vet, "ann"), {"catch_up": 3}, "catch_up is 3"),
+        (("s", "0 * * * *", flows.vet, "ann"), {"catch_up": timedelta(-1)}, "zero or more"),
+        (("s" * 201, "0 * * * *", flows.vet, "ann"), {}, "at most 200"),
+        (("a/b", "0 * * * *", flows.vet, "ann"), {}, "contains '/'"),
+        (("s", "0 * * * *", flows.send_mail, "ann"), {}, "no orchestrator"),
+        (("s", "0 * * * *", flows.vet), {}, "applicant"),
+        (("s", "0 * * * *", flows.zoned, "UTC"), {}, "has a parameter 'timezone'"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused(
+    env: Environment, arguments: tuple[Any, ...], options: dict[str, Any], complaint: str
+) -> None:
+    """Where it is defined, and nothing is stored."""
+    with pytest.raises((durable.DurableError, TypeError), match=complaint):
+        env.hub.schedule(*arguments, **options)
+    assert env.hub.schedules() == []
+
+
 def test_it_works_inside_an_asynchronous_test() -> None:
     """A handle can be awaited, and calls do not disturb the running loop."""
 

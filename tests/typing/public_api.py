@@ -237,6 +237,19 @@ def client() -> None:
         assert_type(status.progress.done, int)
         assert_type(status.start_at, datetime | None)
         assert_type(status.custom_status, Any)
+        nightly = hub.schedule("nightly", "0 2 * * *", calls, "photos/", deep=True)
+        assert_type(nightly, durable.ScheduleHandle[float])
+        assert_type(nightly.trigger().result(), float)
+        assert_type(nightly.describe(), durable.ScheduleStatus)
+        assert_type(nightly.describe().next_at, datetime | None)
+        assert_type(hub.schedule("s", "0 2 * * *", waits, timezone="UTC"), durable.ScheduleHandle[Photo | None])
+        assert_type(hub.schedule("s", "0 2 * * *", waits, overlap="buffer_one"), durable.ScheduleHandle[Photo | None])
+        assert_type(
+            hub.schedule("s", "0 2 * * *", waits, catch_up=timedelta(hours=1)), durable.ScheduleHandle[Photo | None]
+        )
+        assert_type(hub.schedule("s", "0 2 * * *", "photos.approval", 3), durable.ScheduleHandle[Any])
+        assert_type(hub.schedules(), list[durable.ScheduleStatus])
+        assert_type(hub.get_schedule("s"), durable.ScheduleHandle[Any])
         assert_type(hub.instances(status=["Running", "Failed"], prefix="nightly-"), list[durable.InstanceStatus])
     with durable.browse() as reader:
         assert_type(reader, durable.HubReader)

@@ -21,7 +21,7 @@ _ANSWER_S_MAX = 15.0
 
 
 class InstanceActors:
-    """`InstanceDirectory` over the cluster's named actors; for one instance's loop, to which `hub` belongs."""
+    """`InstanceDirectory` and `ScheduledInstances` over the cluster's named actors, for the loop that `hub` is of."""
 
     def __init__(self, cluster: Cluster, hub: OpenHub) -> None:
         self._cluster = cluster
@@ -43,6 +43,11 @@ class InstanceActors:
     async def admit(self, instance_id: str) -> None:
         """See `InstanceDirectory`."""
         await admit(self._cluster, instance_id)
+
+    async def terminate(self, instance_id: str, reason: str, request_id: str) -> None:
+        """See `ScheduledInstances`."""
+        await self._require_running(instance_id)
+        await ask_instance(self._cluster, instance_id, lambda actor: actor.terminate.remote(reason, request_id, True))
 
     async def _require_running(self, instance_id: str) -> None:
         status = await self._hub.status(instance_id)

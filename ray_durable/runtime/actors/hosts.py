@@ -24,10 +24,11 @@ from ray_durable.runtime.actors.exchange import DispatcherHandle
 from ray_durable.runtime.actors.launcher import RayLauncher
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.channel import ChannelServer
-from ray_durable.runtime.chores import RemoveRetired
+from ray_durable.runtime.chores import Chore, RemoveRetired
 from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.dispatcher import Dispatcher
 from ray_durable.runtime.explanation import Explanation, explain_history
+from ray_durable.runtime.firing import FireSchedules
 from ray_durable.runtime.framing import Endpoint
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
@@ -264,7 +265,11 @@ class SupervisorActor:
                 directory = _Directory(Cluster(self._address, self._hub_epoch))
                 lease = Lease.of_this_process(self._hub_epoch, cluster=ray.get_runtime_context().gcs_address)
                 keeper = LeaseKeeper(hub, lease, SystemClock())
-                chores = [RemoveRetired(hub, SystemClock())]
+                instances = InstanceActors(Cluster(self._address, self._hub_epoch), hub)
+                chores: list[Chore] = [
+                    RemoveRetired(hub, SystemClock()),
+                    FireSchedules(hub, SystemClock(), instances),
+                ]
                 self._supervisor = Supervisor(keeper, directory, SystemClock(), live_max=self._live_max, chores=chores)
                 await self._supervisor.run()
             except FencedError as error:
