@@ -243,7 +243,12 @@ class Execution(ExecutionCommands):
 
     def _is_unknown(self, event: EventRaised) -> bool:
         # What is recorded was new when it came: the start of a copied history knows the ids of the copied events, too.
-        return event.number != 0 or not self._events.is_duplicate(event)
+        return event.number != 0 or not self._events.is_known(event.event_id)
+
+    def _may_turn(self, event: ExecutionSuspended | ExecutionResumed) -> bool:
+        """Whether the status changes; a request that comes again, perhaps after the next one, changes nothing."""
+        turns = (self.status is RuntimeStatus.SUSPENDED) == isinstance(event, ExecutionResumed)
+        return turns and (event.number != 0 or not self._events.is_known(event.request_id))
 
     def _start(self, event: ExecutionStarted) -> None:
         if self.started is None:
@@ -282,6 +287,7 @@ class Execution(ExecutionCommands):
         self._events.raised(event)
 
     def _suspend(self, event: ExecutionSuspended) -> None:
+        self._events.note_ids((event.request_id,))
         self.status = RuntimeStatus.SUSPENDED
 
     def _hold(self, event: Input) -> None:
@@ -290,6 +296,7 @@ class Execution(ExecutionCommands):
         self._suspension.hold(event)
 
     def _resume(self, event: ExecutionResumed) -> None:
+        self._events.note_ids((event.request_id,))
         self.status = RuntimeStatus.PENDING if self._main_task is None else RuntimeStatus.RUNNING
         self._suspension.restore()
         while not self.ended and (held := self._suspension.take()) is not None:
@@ -439,8 +446,8 @@ _HANDLERS: dict[type[Input], tuple[Callable[[Execution, Any], bool], Callable[[E
     ),
     TimerFired: (Execution._is_due, lambda self, event: self._timers.fire(event.timer)),
     EventRaised: (Execution._is_unknown, Execution._raise),
-    ExecutionSuspended: (lambda self, event: self.status is not RuntimeStatus.SUSPENDED, Execution._suspend),
-    ExecutionResumed: (lambda self, event: self.status is RuntimeStatus.SUSPENDED, Execution._resume),
+    ExecutionSuspended: (Execution._may_turn, Execution._suspend),
+    ExecutionResumed: (Execution._may_turn, Execution._resume),
     ExecutionTerminated: (lambda self, event: True, Execution._terminate),
     ExecutionRewound: (lambda self, event: True, Execution._rewind),
     ExecutionRestarted: (lambda self, event: self.ended and self.successor is None, Execution._follow),

@@ -74,16 +74,16 @@ class ExternalEvents:
         # The keys are a set that remembers the order.
         self._seen: dict[str, None] = {}
 
-    def is_duplicate(self, event: EventRaised) -> bool:
-        """Whether an event of this id was raised before."""
-        return event.event_id in self._seen
+    def is_known(self, id: str) -> bool:
+        """Whether an event or request of this id came before."""
+        return id in self._seen
 
-    def note_ids(self, event_ids: Iterable[str]) -> None:
-        """Events of these ids were raised: another one is a repetition. "" is no id."""
-        self._seen.update((event_id, None) for event_id in event_ids if event_id)
+    def note_ids(self, ids: Iterable[str]) -> None:
+        """Events or requests of these ids have come: another one is a repetition. "" is no id."""
+        self._seen.update((id, None) for id in ids if id)
 
     def recent_ids(self) -> list[str]:
-        """The ids of the last 1,000 events that have one, in the order of their arrival."""
+        """The last 1,000 ids that were noted, in order."""
         return list(islice(reversed(self._seen), _RECENT_MAX))[::-1]
 
     def wait(self, name: str, decode: _Decode, source: Source | None = None) -> CommandFuture:

@@ -46,7 +46,8 @@ __all__ = ["Link", "continued", "fork", "link_of", "plan_rewind", "successor"]
 Link = ContinueAsNew | ExecutionRestarted
 
 RECENT_IDS_MAX = 1_000
-"""Ids of external events that go along, so that a repetition is known in the next execution too."""
+"""Ids of external events, suspensions and resumptions that go along, so that a repetition is known in the next
+execution too."""
 
 _NOT_RECORDED_AGAIN = ("NonDeterminismError", "PayloadTooLargeError")
 
@@ -210,6 +211,8 @@ def _recent_ids(history: Iterable[Event]) -> Iterator[str]:
             yield from event.recent
         elif isinstance(event, EventRaised) and event.event_id:
             yield event.event_id
+        elif isinstance(event, ExecutionSuspended | ExecutionResumed) and event.request_id:
+            yield event.request_id
 
 
 def _untaken(history: Sequence[Event]) -> Sequence[Input]:

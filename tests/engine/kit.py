@@ -134,12 +134,12 @@ def child_failed(task: int, message: str = "boom", seconds: float = 0, **fields:
     return SubOrchestrationInstanceFailed(task=task, failure=failure, time_us=at(seconds))
 
 
-def suspended(seconds: float = 0) -> ExecutionSuspended:
-    return ExecutionSuspended(reason="look", request_id="s", time_us=at(seconds))
+def suspended(seconds: float = 0, request_id: str = "s") -> ExecutionSuspended:
+    return ExecutionSuspended(reason="look", request_id=request_id, time_us=at(seconds))
 
 
-def resumed(seconds: float = 0) -> ExecutionResumed:
-    return ExecutionResumed(reason="go", request_id="r", time_us=at(seconds))
+def resumed(seconds: float = 0, request_id: str = "r") -> ExecutionResumed:
+    return ExecutionResumed(reason="go", request_id=request_id, time_us=at(seconds))
 
 
 def terminated(seconds: float = 0, **fields: Any) -> ExecutionTerminated:

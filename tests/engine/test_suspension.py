@@ -98,7 +98,18 @@ def test_a_second_suspension_and_a_resumption_of_what_runs_are_no_news() -> None
     assert execution.apply([resumed()]) == []
     assert len(execution.apply([suspended(), suspended()])) == 1
     assert len(execution.apply([resumed(), resumed()])) == 1
-    assert len(execution.apply([suspended()])) == 1
+    assert len(execution.apply([suspended(request_id="s2")])) == 1
+
+
+def test_a_request_that_comes_again_after_the_next_one_changes_nothing() -> None:
+    """An owner that was stopped may record what another one did meanwhile, and what was taken back since."""
+    execution, _ = begin(two_steps)
+    execution.apply([suspended(), resumed()])
+    assert execution.apply([suspended()]) == []
+    assert len(execution.apply([suspended(request_id="s2")])) == 1
+    assert execution.apply([resumed()]) == []
+    assert execution.status is RuntimeStatus.SUSPENDED
+    assert execution.recent_event_ids == ["s", "r", "s2"]
 
 
 async def many_kinds(ctx: Context, value: Any) -> Any:
