@@ -52,6 +52,9 @@ _PARK_S = 10.0
 
 _SLICES_IN_FLIGHT_MAX = 2_000
 
+_LEFT_MAX = 10_000
+"""So many runs that have ended are remembered, so that an owner that was stopped meanwhile starts nothing of them."""
+
 _BLOCK_S_FIRST = 1.0
 _BLOCK_S_MAX = 30.0
 
@@ -159,6 +162,8 @@ class Dispatcher:
         self._incarnation = uuid.uuid4().hex
         self._sessions: dict[str, _Session] = {}
         self._forgotten: set[str] = set()
+        # Runs that have ended, in the order in which they did.
+        self._left: dict[str, None] = {}
         self._swept_s = 0.0
         self._flights = Flights[_Session](launcher, on_end=self._ended, on_overdue=self._overdue)
         self._outcome_ids = itertools.count(1)
@@ -179,7 +184,13 @@ class Dispatcher:
             return ExchangeReply(is_superseded=True)
         if request.is_leaving:
             self._forget(request.run)
+            self._left[request.run] = None
+            if len(self._left) > _LEFT_MAX:
+                del self._left[next(iter(self._left))]
             return ExchangeReply()
+        if request.run in self._left:
+            # It has ended: whoever asks was stopped before that.
+            return ExchangeReply(is_superseded=True)
         if request.run in self._forgotten and not request.is_fresh:
             return ExchangeReply(is_detached=True)
         if session is None:

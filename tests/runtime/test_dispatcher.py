@@ -272,6 +272,18 @@ async def test_a_run_that_leaves_is_forgotten_and_its_slices_end() -> None:
 
 
 @simulated
+async def test_a_run_that_has_left_starts_nothing_any_more() -> None:
+    """An owner may have been stopped since before the end."""
+    bench = Bench()
+    await bench.exchange(epoch=2, is_leaving=True)
+    for request in ({"epoch": 1, "is_fresh": True}, {"epoch": 3}):
+        reply = await bench.exchange(tasks=[task(1)], **request)
+        assert reply.is_superseded
+    await bench.exchange(epoch=2, is_leaving=True)
+    assert bench.launched == []
+
+
+@simulated
 async def test_cancelled_calls_in_flight_are_ended_and_never_start_again() -> None:
     """The forced end of their slices comes back as a loss."""
     bench = Bench()
