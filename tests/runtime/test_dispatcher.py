@@ -276,8 +276,8 @@ async def test_a_run_that_has_left_starts_nothing_any_more() -> None:
     """An owner may have been stopped since before the end."""
     bench = Bench()
     await bench.exchange(epoch=2, is_leaving=True)
-    for request in ({"epoch": 1, "is_fresh": True}, {"epoch": 3}):
-        reply = await bench.exchange(tasks=[task(1)], **request)
+    for epoch in (1, 3):
+        reply = await bench.exchange(epoch=epoch, is_fresh=True, tasks=[task(1)])
         assert reply.is_superseded
     await bench.exchange(epoch=2, is_leaving=True)
     assert bench.launched == []
