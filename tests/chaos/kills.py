@@ -101,7 +101,7 @@ class Killer:
 
     async def _kill_orchestrator(self) -> int:
         pid = await self._choose(lambda: self.cluster.processes(ORCHESTRATOR))
-        owned = [status for status in await self._load.owned() if _pid(status) == pid]
+        owned = [status for status in await self._owned() if _pid(status) == pid]
         if not self._kill(pid):
             return 0
         if not owned:
@@ -140,7 +140,7 @@ class Killer:
 
     async def _kill_cluster(self) -> int:
         self._load.pause()
-        owned = await self._load.owned()
+        owned = await self._owned()
         self.pids.update(self.cluster.processes())
         await self.cluster.kill_all()
         self.cluster = Cluster(self._settings)
@@ -157,12 +157,12 @@ class Killer:
         """Two clusters on one root: the older one stands down, and tells its callers."""
         newer = Cluster(self._settings)
         await newer.start()
-        owned, older, self.cluster = await self._load.owned(), self.cluster, newer
+        self.pids.update(self.cluster.processes())
+        owned, older, self.cluster = await self._owned(), self.cluster, newer
         await newer.connect(takeover=True)
         self._load.use(newer)
         for status in owned:
             self.watch(self._see_resumed(status, "takeover"))
-        self.pids.update(older.processes())
         await self._see(lambda: not older.processes(ORCHESTRATOR), "the older cluster has stood down")
         for status in owned[:3]:
             await self._require_refusal(older, status.instance_id)
@@ -186,7 +186,7 @@ class Killer:
         """All of a node's processes stand still until Ray has given it up and others own its instances."""
         nodes = await self.cluster.ask("nodes")
         candidates = {name: self.cluster.below(pid, ORCHESTRATOR) for name, pid in nodes.items()}
-        owned = {_pid(status): status for status in await self._load.owned()}
+        owned = {_pid(status): status for status in await self._owned()}
         name = max(candidates, key=lambda one: sum(pid in owned for pid in candidates[one]))
         zombies = [pid for pid in candidates[name] if pid in owned]
         if not zombies:
@@ -200,7 +200,7 @@ class Killer:
         finally:
             self._note("SIGCONT")
             _signal(stopped, signal.SIGCONT)
-        successors = await self._load.owned()
+        successors = await self._owned()
         await self._see(
             lambda: not any(map(is_alive, zombies)), f"the zombies {zombies} have gone", timeout_s=_FAREWELL_S_MAX
         )
@@ -222,6 +222,11 @@ class Killer:
                         details=f"when it came back: {before}\nwhen it had gone: {status}",
                     )
                 )
+
+    async def _owned(self) -> list[durable.InstanceStatus]:
+        """The instances that a living process owns; one that rests has none."""
+        living = set(self.cluster.processes(ORCHESTRATOR))
+        return [status for status in await self._load.owned() if _pid(status) in living]
 
     async def _replace(self, name: str) -> None:
         await self.cluster.ask("remove_node", name=name)
