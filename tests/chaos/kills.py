@@ -125,7 +125,7 @@ class Killer:
         return 1
 
     async def _kill_node(self) -> int:
-        """Half of the time the raylet alone: what it started has to notice by itself."""
+        """Half of the time the raylet alone: what it started has to notice by itself, and is in the way meanwhile."""
         nodes = await self.cluster.ask("nodes")
         name = self._rng.choice(sorted(nodes))
         below = self.cluster.below(nodes[name])
@@ -133,7 +133,9 @@ class Killer:
         for pid in [nodes[name], *(below if self._rng.random() < 0.5 else ())]:
             self._kill(pid)
         self.pids.update(below)
-        await self._see(lambda: not any(map(is_alive, below)), "the processes of a dead raylet have ended")
+        self.watch(
+            self._see(lambda: not any(map(is_alive, below)), f"the processes of a dead raylet ({below}) have ended")
+        )
         await self._replace(name)
         self.back_s["node"].append(time.monotonic() - began_s)
         return 1
