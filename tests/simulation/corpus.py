@@ -192,6 +192,13 @@ async def _sends_three(client: Client) -> None:
     await client.ended("sender")
 
 
+async def _accumulates_at_once(client: Client) -> None:
+    """All events come together, so that some wait while the next execution begins."""
+    await client.start(own.accumulates_slowly, 0, 4)
+    await asyncio.gather(*(client.raise_event("Number", number) for number in range(1, 5)))
+    await client.ended()
+
+
 async def _terminates(client: Client) -> None:
     await client.start(own.waits_with_child)
     await asyncio.sleep(2)
@@ -279,6 +286,7 @@ async def _reuses(client: Client) -> None:
 _controlled("talks_to_child", _talks_to_child, one=[("Completed", "hello")], kid=[("Completed", "hello")])
 _controlled("talks_to_left_child", _talks_to_left_child, one=[("Completed", "left")], kid=[("Completed", "hello")])
 _controlled("two_instances", _waits_for_three, _sends_three, one=[("Completed", 14)], sender=[("Completed", "sent")])
+_controlled("accumulates_at_once", _accumulates_at_once, one=[("Completed", 10)])
 _controlled("terminates", _terminates, one=[("Terminated", "enough")])
 _controlled("terminates_loop", _terminates_loop, one=[("Terminated", "enough")])
 _controlled("suspends", _suspends, one=[("Completed", "done")])

@@ -16,7 +16,7 @@ from ray_durable.testing.simulation.scheduler import Process
 from tests.simulation.corpus import CASES, Case
 from tests.simulation.running import COMMAND, Tally, run_deaths
 
-__all__ = ["PAIRED_STEPS_MAX", "Batch", "Plan", "batches", "pairs", "run_batch", "singles"]
+__all__ = ["PAIRED_STEPS_MAX", "Batch", "Plan", "batches", "deaths_of", "pairs", "run_batch", "singles"]
 
 PAIRED_STEPS_MAX = 50
 """Cases of more steps have too many pairs of them. The hub itself takes some ten."""
@@ -69,7 +69,7 @@ def run_batch(batch: Batch) -> Tally:
     tally = Tally()
     for plan in plans:
         try:
-            tally.steps += run_deaths(CASES[name], _deaths(plan)).steps
+            tally.steps += run_deaths(CASES[name], deaths_of(plan)).steps
         except Exception as broken:
             told = ", ".join(f"{victim} at step {number}, {fault.name}" for number, victim, fault in plan)
             command = " ".join(f"--death {number}:{victim}:{fault.name}" for number, victim, fault in plan)
@@ -100,12 +100,13 @@ def _points(steps: list[_Step], victims: tuple[Victim, ...]) -> Iterator[tuple[i
 
 
 def _steps(case: Case, plan: Plan) -> list[_Step]:
-    recorded = _Recorded(_deaths(plan))
+    recorded = _Recorded(deaths_of(plan))
     case.prepare()
     simulation = Simulation(f"calm {case.name}", case.clients, mischief=recorded, supervisor_interval_s=10.0)
     simulation.run()
     return recorded.steps
 
 
-def _deaths(plan: Plan) -> dict[int, tuple[Victim, Fault]]:
+def deaths_of(plan: Plan) -> dict[int, tuple[Victim, Fault]]:
+    """The plan, as `Deaths` wants it."""
     return {number: (victim, fault) for number, victim, fault in plan}

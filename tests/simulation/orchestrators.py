@@ -185,6 +185,17 @@ async def accumulates(ctx: durable.OrchestrationContext, so_far: int, left: int)
 
 
 @durable.orchestrator
+async def accumulates_slowly(ctx: durable.OrchestrationContext, so_far: int, left: int) -> int:
+    """The same, while later events wait."""
+    weight = await ctx.call_activity(square, 1)
+    so_far += weight * await ctx.wait_for_external_event("Number", int)
+    if left > 1:
+        ctx.continue_as_new(so_far, left - 1)
+        return 0
+    return so_far
+
+
+@durable.orchestrator
 async def loops(ctx: durable.OrchestrationContext, left: int) -> str:
     await ctx.call_activity(step, f"round{left}")
     await ctx.create_timer(timedelta(seconds=1))

@@ -48,7 +48,7 @@ def calm(name: str) -> Simulation:
     return _run(CASES[name], Simulation(f"calm {name}", CASES[name].clients, supervisor_interval_s=10.0))
 
 
-def run_seed(seed: int, case: Case | None = None) -> Simulation:
+def run_seed(seed: int, case: Case | None = None, *, until_s: float = 30_000.0, steps_max: int = 150_000) -> Simulation:
     """Run a seed: its case, its weather, its mischief. AssertionError if anything is broken."""
     chosen = case or case_of(seed)
     interval_s = random.Random(f"interval {seed}").choice([5.0, 15.0, 30.0, 30.0])
@@ -58,6 +58,8 @@ def run_seed(seed: int, case: Case | None = None) -> Simulation:
         weather=Storm(seed),
         mischief=Havoc(seed, steps=calm(chosen.name).steps),
         supervisor_interval_s=interval_s,
+        until_s=until_s,
+        steps_max=steps_max,
     )
     return _run(chosen, simulation)
 

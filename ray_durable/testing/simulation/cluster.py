@@ -40,7 +40,6 @@ T = TypeVar("T")
 
 DISPATCHER, SUPERVISOR = "dispatcher", "supervisor"
 
-_START_S = 0.3
 _RESTART_S = 1.0
 _LINGER_S = 1.0
 _NEXT_CONNECT_S = 30.0
@@ -79,7 +78,7 @@ class Actor:
         self.name = name
         self._cluster = cluster
         self._host = host
-        self.process = self._begin(_START_S)
+        self.process = self._begin(cluster.simulation.weather.start_s())
 
     @property
     def is_named(self) -> bool:
@@ -259,12 +258,14 @@ class _Directory:
 
 
 class _DispatcherLine:
-    """`DispatcherPort` of an owner's process: exchanges go to the process that was attached to."""
+    """`DispatcherPort` of an owner's process: exchanges go to the process that was attached to, or, where there is no
+    direct line, to the dispatcher of today."""
 
     def __init__(self, cluster: Cluster, process: Process) -> None:
         self._cluster = cluster
         self._process = process
         self._attached: Process | None = None
+        self._is_direct = cluster.simulation.weather.has_direct_line()
 
     async def attach(self, run: str, instance_id: str) -> Attachment:
         """See `DispatcherPort`."""
@@ -287,9 +288,10 @@ class _DispatcherLine:
         return await self._call(lambda dispatcher: dispatcher.explain(run), "explain")
 
     async def _call(self, call: Callable[[Dispatcher], Coroutine[Any, Any, T]], what: str) -> T:
-        process = self._attached
-        if process is None:
-            raise DispatcherLostError("no dispatcher was attached to")
+        actor = self._cluster.find(DISPATCHER)
+        process = self._attached if self._is_direct or actor is None else actor.process
+        if process is None or (process is not self._attached and process.hosted is None):
+            raise DispatcherLostError("there is no dispatcher")
         try:
             return await self._cluster.simulation.network.call(
                 self._process, process, lambda: call(process.hosted), what

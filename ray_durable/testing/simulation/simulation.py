@@ -20,7 +20,7 @@ from ray_durable.runtime.lease import Lease
 from ray_durable.storage import Pacing, claim_hub_epoch, create_hub, current_hub_epoch, write_lease
 from ray_durable.testing.simulation.chance import seeded
 from ray_durable.testing.simulation.clients import CLIENT, Client
-from ray_durable.testing.simulation.cluster import SUPERVISOR, Cluster, ProcessClock, hosted_by
+from ray_durable.testing.simulation.cluster import DISPATCHER, SUPERVISOR, Cluster, ProcessClock, hosted_by
 from ray_durable.testing.simulation.mischief import Mischief
 from ray_durable.testing.simulation.network import Network
 from ray_durable.testing.simulation.scheduler import EndlessError, Process, Scheduler
@@ -38,7 +38,6 @@ ClientCode = Callable[[Client], Coroutine[Any, Any, None]]
 """What a client does."""
 
 START_US = 1_764_000_000_000_000
-_UNTIL_S = 30_000.0
 _TRACE_SHOWN = 80
 _TAKEOVER_S = 2.0
 _NEXT_CLIENT_S = 1.0
@@ -48,7 +47,8 @@ class Simulation:
     """See the module. Make it, `run` it once, and look at it.
 
     `mischief` is called with the number of each step of the run (an operation of the store, or a message that arrives)
-    and the process that takes it, just before it has an effect.
+    and the process that takes it, just before it has an effect. All must be over by `until_s`, and within
+    `steps_max` steps.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class Simulation:
         mischief: Mischief | None = None,
         grace_s: float = 24 * 3_600,
         supervisor_interval_s: float = 2.0,
+        until_s: float = 30_000.0,
+        steps_max: int = 150_000,
     ) -> None:
         self.seed = seed
         self.weather = weather or Weather()
@@ -76,10 +78,13 @@ class Simulation:
         self.mischief = mischief or Mischief()
         self.mischief.simulation = self
         self._grace_s = grace_s
+        self._until_s = until_s
+        self._steps_max = steps_max
         self._clients = list(clients)
         self._working = 0
         self._numbers = 0
         self.store.on_create = self.watcher.created
+        self.store.on_put = self.watcher.put
         self.store.on_delete = self.watcher.deleted
         self.store.before = self._step
         self.network.before = lambda process, what: self._step(process, "message", what)
@@ -153,7 +158,7 @@ class Simulation:
         with self._surroundings():
             try:
                 self._begin()
-                self.scheduler.run(self._is_over, until_s=_UNTIL_S)
+                self.scheduler.run(self._is_over, until_s=self._until_s)
                 self.store.flush_late()
                 self._check()
             except (Violation, EndlessError) as broken:
@@ -258,6 +263,10 @@ class Simulation:
         return self.mischief.step(self.steps, process, operation, key)
 
     def _is_over(self) -> bool:
+        if self.watcher.broken:
+            raise self.watcher.broken[0]
+        if self.steps > self._steps_max:
+            raise EndlessError(f"it is not over after {self.steps} steps")
         if self.errors:
             raise Violation(f"a process met what it should never meet: {self.errors[0]!r}") from self.errors[0]
         return (
@@ -271,7 +280,8 @@ class Simulation:
         for process in self.processes:
             if process.errors:
                 raise Violation(f"{process.name}: {process.errors[0]!r}") from process.errors[0]
-        self.watcher.check_end()
+        dispatchers = [process for process in self.processes if process.name.startswith(DISPATCHER)]
+        self.watcher.check_end(kept_dispatcher=len(dispatchers) == 1)
 
 
 class _InstantStore:

@@ -32,6 +32,7 @@ class SimulatedStore:
         self.in_flight = 0
         self.before: Callable[[Process, str, str], Fault | None] = lambda process, operation, key: None
         self.on_create: Callable[[Process, str, bytes], None] = lambda process, key, data: None
+        self.on_put: Callable[[Process, str, bytes], None] = lambda process, key, data: None
         self.on_delete: Callable[[Process, str], None] = lambda process, key: None
         self._scheduler = scheduler
         self._folders: dict[str, dict[str, float]] = {}
@@ -54,6 +55,7 @@ class SimulatedStore:
             return True
         if operation == "put":
             self._put(key, data)
+            self.on_put(process, key, data)
             return None
         for name in key.split("\n"):
             if self.objects.pop(name, None) is not None:

@@ -2,9 +2,10 @@
 
 Of each log: segments are written once, in the order of their numbers, each naming the one before; no segment of a lower
 epoch behind a claim; nothing behind the end but a link; at most one outcome of each task, timer and item; a timer never
-fires before its time by its owner's clock. Of the whole: an owner that has read an outcome never submits that activity
-again; activities are executed no more often than they were submitted, by what the logs say; what was acknowledged is
-there, once; whoever read a history read the beginning of the final one.
+fires before its time by its owner's clock. Of the whole: no activity is submitted before the log holds it, or by an
+owner that has read its outcome; activities are executed no more often than they were submitted, by what the logs say,
+and once where the dispatcher and its workers lived; what was acknowledged is there, once; whoever read a history read
+the beginning of the final one; a cluster that lost the hub does not go on renewing its lease.
 
 It reads the objects by itself, after storage/FORMAT.md, and believes nothing that the runtime says of them.
 """
@@ -31,6 +32,10 @@ _OUTCOMES = {
     "SubOrchestrationInstanceFailed": "task",
     "TimerFired": "timer",
 }
+
+
+_STANDING_DOWN_S = 60.0
+_LATE_RENEWALS_MAX = 2
 
 
 class Violation(AssertionError):
@@ -65,8 +70,12 @@ class Watcher:
         self.logs: dict[str, Log] = {}
         self.by_execution: dict[tuple[str, int], str] = {}
         self.acknowledged: list[tuple[str, str, str]] = []
+        self.broken: list[Violation] = []
         self._now_us = now_us
         self._ledger = ledger
+        # When each hub epoch was claimed, and what older ones were renewed with late.
+        self._hub_epochs: dict[int, float] = {}
+        self._late_renewals: dict[int, set[bytes]] = defaultdict(set)
         self._seen: list[tuple[str, Sequence[Event]]] = []
 
     # While it happens
@@ -78,6 +87,8 @@ class Watcher:
             self._begin(data)
         elif parts[1] == "runs" and parts[4] == "log":
             self._take(process, parts[3], key, data)
+        elif parts[1:3] == ["lease", "epochs"]:
+            self._hub_epochs[int(parts[3])] = process.scheduler.now_s
 
     def deleted(self, process: Process, key: str) -> None:
         """An object is gone."""
@@ -90,19 +101,45 @@ class Watcher:
                 log.is_removed = True
 
     def see_exchange(self, request: Exchange) -> None:
-        """An owner hands over activities: none of which its log, as it was read, has the outcome."""
+        """An owner hands over activities. It would survive an error here, so that is kept in `broken`."""
         log = self.logs.get(request.run)
         if log is None:
-            raise Violation(f"activities of run {request.run}, which is not there")
+            self._break(f"activities of run {request.run}, which is not there")
+            return
         for task in request.tasks:
+            self._require_scheduled(log, task.task, "TaskScheduled")
             if log.outcomes.get(task.task, request.epoch + 1) <= request.epoch:
-                raise Violation(f"{log.instance}: task {task.task} is submitted again, and its outcome is recorded")
+                self._break(f"{log.instance}: task {task.task} is submitted again, and its outcome is recorded")
         for wanted in request.maps:
+            self._require_scheduled(log, wanted.map, "MapScheduled")
             done = log.done_items[wanted.map]
             for start, stop in wanted.ranges:
                 for item in range(start, stop):
                     if done.get(item, request.epoch + 1) <= request.epoch:
-                        raise Violation(f"{log.instance}: item {item} of map {wanted.map} is submitted again")
+                        self._break(f"{log.instance}: item {item} of map {wanted.map} is submitted again")
+
+    def _require_scheduled(self, log: Log, number: int, kind: str) -> None:
+        if number > len(log.events) or log.events[number - 1]["type"] != kind:
+            self._break(f"{log.instance}: task {number} is submitted, and the log does not hold it yet")
+
+    def _break(self, what: str) -> None:
+        self.broken.append(Violation(what))
+
+    def put(self, process: Process, key: str, data: bytes) -> None:
+        """An object was created or replaced."""
+        parts = key.split("/")
+        if parts[1] == "runs" or (parts[1] == "instances" and parts[-1].isdigit()):
+            raise Violation(f"{key} is no object that may be replaced")
+        if key.endswith("/lease/holder"):
+            epoch, now_s = json.loads(data)["epoch"], process.scheduler.now_s
+            if epoch >= max(self._hub_epochs, default=0):
+                return
+            superseded_s = min(since_s for newer, since_s in self._hub_epochs.items() if newer > epoch)
+            # What was on its way, or a process that stood still, may renew it once more, however often that is sent.
+            if now_s - superseded_s > _STANDING_DOWN_S:
+                self._late_renewals[epoch].add(data)
+            if len(self._late_renewals[epoch]) > _LATE_RENEWALS_MAX:
+                raise Violation(f"hub epoch {epoch} was replaced, and goes on renewing its lease")
 
     def acknowledge(self, kind: str, instance_id: str, request_id: str) -> None:
         """A client was told that this is done."""
@@ -179,8 +216,10 @@ class Watcher:
 
     # In the end
 
-    def check_end(self) -> None:
-        """Look at what is there when all is over."""
+    def check_end(self, *, kept_dispatcher: bool) -> None:
+        """Look at what is there when all is over. `kept_dispatcher`: one dispatcher served all of the run."""
+        if kept_dispatcher:
+            self._check_single_executions()
         for log in self.logs.values():
             if not log.is_ended:
                 raise Violation(f"execution {log.execution} of {log.instance} has not ended")
@@ -193,6 +232,12 @@ class Watcher:
             for event, stored in zip(history, final, strict=False):
                 if (event.number, event.time_us, type(event).__name__) != (stored["n"], stored["t"], stored["type"]):
                     raise Violation(f"{self.logs[run].instance}: somebody read another event {event.number}")
+
+    def _check_single_executions(self) -> None:
+        """Where neither the dispatcher nor the worker was lost, owners that die cause no execution."""
+        for call, count in self._ledger.executions.items():
+            if count > 1 + self._ledger.losses[call]:
+                raise Violation(f"{call} was executed {count} times, and the dispatcher had it all the time")
 
     def _check_executions(self, log: Log) -> None:
         """No call was executed more often than its owners submitted it, as the log counts that."""

@@ -77,6 +77,14 @@ class Weather:
         """What becomes of a message."""
         return _CALM_PASSAGE
 
+    def start_s(self) -> float:
+        """How long a process takes to begin."""
+        return 0.3
+
+    def has_direct_line(self) -> bool:
+        """Whether an owner has a line of its own to the dispatcher's process, or speaks to it by its name."""
+        return True
+
     def slice_s(self) -> float:
         """How long a slice of activities takes."""
         return 0.01
@@ -113,6 +121,7 @@ class Storm(Weather):
             start_s = rng.uniform(0, 20)
             self._outages.append((start_s, start_s + rng.choice(_OUTAGES_S)))
         self._slice_s_max = rng.choice([0.01, 0.5, 5.0])
+        self._start_s_max = rng.choice([0.5, 2.0, 8.0])
 
     def of_operation(self, now_s: float, operation: str, key: str) -> Fate:
         """See `Weather`."""
@@ -150,6 +159,14 @@ class Storm(Weather):
             is_answer_lost=self._loss_rate / 2 <= lost < self._loss_rate,
             patience_s=rng.choice([0.1, 1.0]),
         )
+
+    def start_s(self) -> float:
+        """See `Weather`."""
+        return self._random.uniform(0.1, self._start_s_max)
+
+    def has_direct_line(self) -> bool:
+        """See `Weather`."""
+        return self._random.random() < 0.7
 
     def slice_s(self) -> float:
         """See `Weather`."""
