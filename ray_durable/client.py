@@ -40,6 +40,7 @@ from ray_durable.runtime.lifecycle import (
     start_instance,
 )
 from ray_durable.runtime.status import InstanceStatus
+from ray_durable.runtime.upkeep import IDLE_S_DEFAULT, Upkeep
 from ray_durable.starts import HubStarts
 from ray_durable.storage import check_hub_name, check_instance_id
 
@@ -56,6 +57,7 @@ _LONG_POLL_S = 10.0
 _STATUS_S_MAX = 10.0
 _QUIET = timedelta(seconds=2)
 """An instance whose last record is younger than this is not asked what keeps it from going on."""
+_ANSWER_TIMEOUT_MIN = timedelta(seconds=3)
 
 
 def connect(
@@ -67,6 +69,8 @@ def connect(
     takeover: bool = False,
     shared: bool = False,
     live_instances_max: int = 100,
+    idle_timeout: timedelta = timedelta(seconds=IDLE_S_DEFAULT),
+    answer_timeout: timedelta = timedelta(seconds=15),
     grace: timedelta | None = None,
     ray_init: Mapping[str, Any] | None = None,
 ) -> Hub:
@@ -79,11 +83,15 @@ def connect(
     where every process reads it; bytes serve when this call starts a local Ray (default: the variable
     RAY_DURABLE_SIGNING_KEY, or the file that RAY_DURABLE_SIGNING_KEY_FILE names, if one is set). A hub is signed from
     its beginning, or not at all. `takeover` takes the hub from a living holder, which then stands down. `shared` says
-    that a local root is a disk that all nodes see. At most `live_instances_max` instances have an actor at a time,
-    counted apart for each depth of calls; others wait as Pending. `grace` is a setting of the hub, made when the hub is
-    (default: 24 hours): for so long, executions that were continued, and purged instances, stay in storage, so that a
-    writer that was stopped meanwhile does no harm. `ray_init` are arguments of `ray.init`, used when Ray is not
-    connected yet.
+    that a local root is a disk that all nodes see.
+
+    At most `live_instances_max` instances have an actor at a time, counted apart for each depth of calls; others wait
+    as Pending. An instance that has only waited for `idle_timeout`, for timers, events or instances that it called,
+    gives its actor back until there is something to do. A process that has not answered for `answer_timeout` is taken
+    for stopped, and replaced; code that keeps its thread busy does not keep its process from answering. These three
+    hold for as long as the cluster holds the hub. `grace` is a setting of the hub, made when the hub is (default: 24
+    hours): for so long, executions that were continued, and purged instances, stay in storage, so that a writer that
+    was stopped meanwhile does no harm. `ray_init` are arguments of `ray.init`, used when Ray is not connected yet.
 
     Raises:
         HubHeldError: another living cluster, not reachable from here, holds the hub.
@@ -93,10 +101,19 @@ def connect(
     check_hub_name(hub)
     if live_instances_max < 1:
         raise ConfigurationError(f"live_instances_max is {live_instances_max}: give at least 1")
+    if idle_timeout <= timedelta(0):
+        raise ConfigurationError(f"idle_timeout is {idle_timeout}: give more than zero, timedelta.max for never")
+    if answer_timeout < _ANSWER_TIMEOUT_MIN:
+        raise ConfigurationError(f"answer_timeout is {answer_timeout}: give at least {_ANSWER_TIMEOUT_MIN}")
     if grace is not None and grace < timedelta(0):
         raise ConfigurationError(f"grace is {grace}: give zero or more")
     address, secrets = address_of(root, hub, storage_options, signing_key)
     connected = Hub(address)
+    upkeep = Upkeep(
+        live_max=live_instances_max,
+        idle_s=idle_timeout.total_seconds(),
+        silence_s=answer_timeout.total_seconds(),
+    )
     settings = {} if grace is None else {"grace_s": grace.total_seconds()}
     try:
         connected._connect(
@@ -104,7 +121,7 @@ def connect(
             settings,
             takeover=takeover,
             shared=shared,
-            live_max=live_instances_max,
+            upkeep=upkeep,
             ray_init=dict(ray_init or {}),
         )
     except BaseException:
@@ -252,7 +269,7 @@ class Hub(HubStarts):
         *,
         takeover: bool,
         shared: bool,
-        live_max: int,
+        upkeep: Upkeep,
         ray_init: dict[str, Any],
     ) -> None:
         from ray_durable.runtime.actors import Connection
@@ -278,7 +295,7 @@ class Hub(HubStarts):
             lambda coroutine: self.run(coroutine),
             hub,
             is_shared=shared,
-            live_max=live_max,
+            upkeep=upkeep,
             ray_init=ray_init,
         )
         self._connection.open(takeover=takeover)
@@ -303,11 +320,15 @@ class Hub(HubStarts):
     async def _wait_for_end(self, instance_id: str, poll_s: float, left_s: float | None) -> bool:
         assert self._connection is not None
         wait_s = _LONG_POLL_S if left_s is None else min(_LONG_POLL_S, left_s)
+        began_s = time.monotonic()
         try:
-            return await self._connection.wait_ended(instance_id, wait_s)
+            if await self._connection.wait_ended(instance_id, wait_s):
+                return True
         except ClusterConnectionError:
             # What another cluster brings to its end shows in storage all the same.
             with contextlib.suppress(HubHeldError, StoreUnavailableError):
                 await self._connection.repair()
-            await asyncio.sleep(poll_s)
-            return False
+            began_s = time.monotonic()
+        # There may be nobody just now to wait for it.
+        await asyncio.sleep(max(0.0, poll_s - (time.monotonic() - began_s)))
+        return False

@@ -26,7 +26,7 @@ from ray_durable.errors import (
 )
 from ray_durable.handle import Handle
 from ray_durable.runtime.address import KEY_VARIABLE, OPTIONS_VARIABLE, HubAddress, default_key_source
-from ray_durable.runtime.explanation import Explanation, explain_history
+from ray_durable.runtime.explanation import Explanation, explain_stored
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.loop_thread import LoopThread
 from ray_durable.runtime.moments import to_us
@@ -186,9 +186,8 @@ class HubReader:
         return await self._outcome(instance_id, end)
 
     async def explain(self, instance_id: str) -> Explanation:
-        """See `Handle.explain`; from storage, which knows neither workers nor lines of code."""
-        hub = await self._hub()
-        return explain_history(await hub.status(instance_id), await hub.history(instance_id))
+        """See `Handle.explain`; from storage, which knows no workers, and lines of code only of idle instances."""
+        return await explain_stored(await self._hub(), instance_id)
 
     async def raise_event(self, instance_id: str, name: str, value: Any, event_id: str | None, type: Any) -> None:
         """A reader changes nothing."""

@@ -1,12 +1,15 @@
-"""Why an instance waits: everything that it asked for and has not got, each with what is known of it."""
+"""Why an instance waits: everything that it asked for and has not got, each with what is known of it.
+
+Its owner knows most. One that let the idle instance go left what it knew in the open set; else the history tells.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from ray_durable.engine import (
     Event,
@@ -29,10 +32,24 @@ from ray_durable.engine import (
     TimerFired,
 )
 from ray_durable.runtime.correspondence import Correspondence
+from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.messages import CallState
 from ray_durable.runtime.status import InstanceStatus
+from ray_durable.storage import find_open
 
-__all__ = ["Explanation", "Waiting", "WaitingKind", "at", "explain_execution", "explain_history"]
+__all__ = [
+    "Explanation",
+    "Waiting",
+    "WaitingKind",
+    "at",
+    "explain_execution",
+    "explain_history",
+    "explain_stored",
+    "waiting_fields",
+]
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_NOTED_MAX = 100
 
 _SHOWN_MAX = 50
 """So many things are told one by one; of the others, how many there are of each kind."""
@@ -107,7 +124,55 @@ class Explanation:
 
 def at(time_us: int) -> datetime:
     """A time of the log as a datetime."""
-    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=time_us)
+    return _EPOCH + timedelta(microseconds=time_us)
+
+
+def _time_us(moment: datetime | None) -> int | None:
+    return None if moment is None else (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+async def explain_stored(hub: OpenHub, instance_id: str) -> Explanation:
+    """What storage tells, with or without an owner. InstanceNotFoundError if there is no such instance."""
+    tail = await hub.tail(instance_id)
+    status = await hub.status_of(tail)
+    entry = None if status.is_ended else await find_open(hub.store, hub.keys, instance_id)
+    hint = None if entry is None else entry.wake
+    is_current = hint is not None and (hint.execution, hint.tail_seq) == (tail.header.execution, tail.header.seq)
+    if hint is not None and is_current and hint.waiting:
+        return Explanation(status=status, waiting=tuple(map(_waiting, hint.waiting)))
+    return explain_history(status, await hub.history(instance_id))
+
+
+def waiting_fields(told: Explanation) -> tuple[dict[str, Any], ...]:
+    """What an instance waits for, as an owner that leaves it writes that down: the first of very many."""
+    fields = []
+    for one in told.waiting[:_NOTED_MAX]:
+        times = {"since_us": _time_us(one.since), "due_us": _time_us(one.due)}
+        optional = {
+            "state": one.state or None,
+            "source": one.source or None,
+            "attempt": one.attempt,
+            "instance": one.instance_id,
+            **times,
+        }
+        present = {name: value for name, value in optional.items() if value is not None}
+        fields.append({"kind": one.kind, "name": one.name, "number": one.number, **present})
+    return tuple(fields)
+
+
+def _waiting(fields: Mapping[str, Any]) -> Waiting:
+    since_us, due_us = fields.get("since_us"), fields.get("due_us")
+    return Waiting(
+        kind=fields.get("kind", "external event"),
+        name=fields.get("name", ""),
+        number=fields.get("number", 0),
+        since=None if since_us is None else at(since_us),
+        due=None if due_us is None else at(due_us),
+        attempt=fields.get("attempt"),
+        state=fields.get("state", ""),
+        instance_id=fields.get("instance"),
+        source=fields.get("source", ""),
+    )
 
 
 def explain_history(status: InstanceStatus, history: Sequence[Event]) -> Explanation:

@@ -60,6 +60,7 @@ from ray_durable.storage import (
     RunLog,
     Segment,
     Signer,
+    WakeHint,
     add_open,
     create_hub,
     find_open,
@@ -256,9 +257,13 @@ class OpenHub:
 
     async def status(self, instance_id: str) -> InstanceStatus:
         """The status, from storage alone. InstanceNotFoundError if there is no such instance."""
-        status = InstanceStatus.from_summary((await self.tail(instance_id)).header.status)
+        return await self.status_of(await self.tail(instance_id))
+
+    async def status_of(self, tail: Segment) -> InstanceStatus:
+        """The status of the instance that has this last segment."""
+        status = InstanceStatus.from_summary(tail.header.status)
         if not status.is_ended:
-            entry = await find_open(self.store, self.keys, instance_id)
+            entry = await find_open(self.store, self.keys, tail.header.instance)
             if entry is not None and entry.problem is not None:
                 return dataclasses.replace(status, problem=entry.problem)
         return status
@@ -274,6 +279,11 @@ class OpenHub:
         entry = await persist(lambda: find_open(self.store, self.keys, instance_id))
         if entry is not None and entry.problem != problem:
             await persist(lambda: add_open(self.store, self.keys, dataclasses.replace(entry, problem=problem)))
+
+    async def leave_hint(self, own: OpenEntry, hint: WakeHint) -> None:
+        """Leave word in the open set of when an idle instance is to be woken. `own` is its entry if it has none."""
+        entry = await persist(lambda: find_open(self.store, self.keys, own.instance_id))
+        await self.enter(dataclasses.replace(entry or own, wake=hint))
 
     async def enter(self, entry: OpenEntry) -> None:
         """Enter an instance into the open set."""

@@ -12,12 +12,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ray_durable.engine import Event, EventRaised, MapCompleted, TaskCompleted, TaskFailed
+from ray_durable.engine import (
+    Event,
+    EventRaised,
+    ExecutionResumed,
+    ExecutionSuspended,
+    ExecutionTerminated,
+    MapCompleted,
+    TaskCompleted,
+    TaskFailed,
+)
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
 from ray_durable.runtime.correspondence import Message
 
-__all__ = ["Arrival", "Inbox"]
+__all__ = ["Arrival", "Inbox", "identity_of"]
 
 _TURN_BYTES_MAX = 16 * 1024 * 1024
 """Of inputs in one turn. What they cause comes on top, and a segment holds four times as much."""
@@ -63,6 +72,11 @@ class Inbox:
         """Whether it refuses everything."""
         return self._refusal is not None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be taken, and everything is as it should be."""
+        return not self._waiting and self._error is None and not self.is_closed
+
     def put(self, arrival: Arrival) -> None:
         """Let it wait for its turn."""
         if self._refusal is not None:
@@ -76,8 +90,12 @@ class Inbox:
         self._error = self._error or error
         self._has_news.set()
 
+    def nudge(self) -> None:
+        """Let `take` return, with nothing if there is nothing."""
+        self._has_news.set()
+
     async def take(self) -> list[Arrival]:
-        """Wait for arrivals, and take those of the next turn."""
+        """Wait for arrivals, or a nudge, and take those of the next turn."""
         await self._has_news.wait()
         self._taken = []
         size = 0
@@ -154,3 +172,12 @@ def _payload_size(payload: Payload) -> int:
 def _failure_size(failure: Failure) -> int:
     own = _EVENT_BYTES + len(failure.message) + len(failure.traceback)
     return own + (_failure_size(failure.cause) if failure.cause is not None else 0)
+
+
+def identity_of(event: Event) -> tuple[object, ...]:
+    """What tells one request or message from another."""
+    if isinstance(event, EventRaised):
+        return EventRaised, event.event_id
+    if isinstance(event, ExecutionTerminated | ExecutionSuspended | ExecutionResumed):
+        return type(event), event.request_id
+    return type(event), getattr(event, "task", None)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Iterable, Sequence
 
 from ray_durable import registry
@@ -33,7 +32,6 @@ from ray_durable.engine import (
     TimerFired,
 )
 from ray_durable.errors import (
-    CorruptLogError,
     DurableError,
     FencedError,
     InstanceEndedError,
@@ -48,19 +46,22 @@ from ray_durable.runtime.activities import Activities
 from ray_durable.runtime.alarm import Alarm
 from ray_durable.runtime.correspondence import Message, ReportEnd
 from ray_durable.runtime.delivery import received
-from ray_durable.runtime.explanation import Explanation, explain_execution, explain_history
+from ray_durable.runtime.explanation import Explanation, explain_execution, explain_stored, waiting_fields
 from ray_durable.runtime.hub import OpenHub
-from ray_durable.runtime.inbox import Arrival, Inbox
-from ray_durable.runtime.lifecycle import create_linked, create_successor, open_entry
+from ray_durable.runtime.idleness import Idleness, is_waiting
+from ray_durable.runtime.inbox import Arrival, Inbox, identity_of
+from ray_durable.runtime.interpreter import PYTHON, with_python
+from ray_durable.runtime.lifecycle import create_linked, create_successor, open_entry, started_of
 from ray_durable.runtime.mail import Mail
+from ray_durable.runtime.messages import CallState
 from ray_durable.runtime.past import PastExecutions
 from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort, InstanceDirectory
 from ray_durable.runtime.problems import Problems
 from ray_durable.runtime.records import encode_events
 from ray_durable.runtime.status import InstanceStatus, Owner, summarize
 from ray_durable.runtime.succession import continued, link_of
-from ray_durable.runtime.termination import record_termination
-from ray_durable.storage import ClaimLostError, RunLog
+from ray_durable.runtime.termination import WantedEnds
+from ray_durable.storage import ClaimLostError, RunLog, WakeHint
 
 __all__ = ["Instance"]
 
@@ -68,8 +69,6 @@ logger = logging.getLogger(__name__)
 
 _PAUSE_S_MAX = 3.0
 """Longer between an append and its release, and the owner first looks whether the log is still its own."""
-
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _PROBLEM_RETRY_S = 5.0
 _LEAVING_LOOK_S = 10.0
@@ -88,9 +87,12 @@ class Instance:
         clock: Clock,
         host: str,
         pid: int,
+        idle_s: float | None = None,
     ) -> None:
         self.instance_id = instance_id
         self.ended = asyncio.Event()
+        self.left: WakeHint | None = None
+        """What its owner left in the open set when it let the idle instance go."""
         self._hub = hub
         self._dispatcher = dispatcher
         self._instances = instances
@@ -98,10 +100,10 @@ class Instance:
         self._host = host
         self._pid = pid
         self._inbox = Inbox()
-        # Wanted ends, which must not have to wait for code that cannot be loaded. They wait in the inbox too.
-        self._terminations: list[tuple[ExecutionTerminated, Arrival]] = []
+        self._wanted_ends = WantedEnds()
         self._problems = Problems(hub, instance_id)
         self._alarm = Alarm(clock, self._fire)
+        self._idleness = Idleness(clock, idle_s, lambda: self._inbox.nudge())
         self._past = PastExecutions(
             hub, instance_id, clock, lambda: not hasattr(self, "_mail") or self._mail.owes_older
         )
@@ -132,14 +134,14 @@ class Instance:
         return self._hub.store.problem or (self._problems.problem if self._problems.is_of_store else None)
 
     async def run(self) -> None:
-        """Own the instance until it ends, through all of its executions.
+        """Own the instance until it ends, through all of its executions, or until it has been idle for long (`left`).
 
         Raises:
             FencedError: a newer owner has the log; nothing more may be done here.
             InstanceNotFoundError: there is no such instance.
         """
         try:
-            while not self.ended.is_set():
+            while not self.ended.is_set() and self.left is None:
                 # Code that never waits is not to keep control calls from their turn.
                 await asyncio.sleep(0)
                 await self._load_when_possible()
@@ -147,6 +149,8 @@ class Instance:
         except BaseException as error:
             self._abandon(error)
             raise
+        finally:
+            self._idleness.stop()
 
     async def raise_event(self, name: str, value: Payload, event_id: str) -> None:
         """Returns when the event is durable; a repeated id changes nothing. InstanceEndedError after the end."""
@@ -171,14 +175,16 @@ class Instance:
                 # Whoever asks is not to wait as long.
                 text = f"Instance {self.instance_id!r} is not loaded yet: {self.store_problem}"
                 raise StoreUnavailableError(text, url=self._hub.store.url)
-            return explain_history(await self._hub.status(self.instance_id), await self._hub.history(self.instance_id))
-        status = InstanceStatus.from_summary(self._summary(self._log.epoch), problem=self.problem)
+            return await explain_stored(self._hub, self.instance_id)
         try:
             calls = await self._dispatcher.explain(self._started.run)
         except DispatcherLostError:
             calls = []
-        child_id, now_us = self._mail.child_id, self._clock.now_us()
-        return explain_execution(status, self._execution, child_id, calls, now_us)
+        return self._explain(calls)
+
+    def _explain(self, calls: Sequence[CallState]) -> Explanation:
+        status = InstanceStatus.from_summary(self._summary(self._log.epoch), problem=self.problem)
+        return explain_execution(status, self._execution, self._mail.child_id, calls, self._clock.now_us())
 
     def _is_loaded(self) -> bool:
         return hasattr(self, "_execution") and self._execution.started is not None
@@ -187,11 +193,8 @@ class Instance:
         """Returns when the end is durable. InstanceEndedError if it has ended already."""
         event = ExecutionTerminated(reason=reason, request_id=request_id, recursive=recursive)
         arrival = self._arrival(event)
-        self._terminations.append((event, arrival))
-        try:
+        with self._wanted_ends.wanting(event, arrival):
             await self._put(arrival)
-        finally:
-            self._terminations.remove((event, arrival))
 
     @staticmethod
     def _arrival(event: Event) -> Arrival:
@@ -221,27 +224,10 @@ class Instance:
                 # SystemExit: loading runs the user's module.
                 self._discard()
                 await self._problems.report_error(error)
-                if not await self._is_terminated_unloaded():
+                if await self._wanted_ends.record_unloaded(self._hub, self.instance_id, self._clock.now_us()):
+                    self._claimed = None
+                else:
                     await asyncio.sleep(_PROBLEM_RETRY_S)
-
-    async def _is_terminated_unloaded(self) -> bool:
-        """Record the termination that somebody wants of what cannot be loaded; whether that could be done."""
-        if not self._terminations:
-            return False
-        asked, _ = self._terminations[0]
-        try:
-            if not await record_termination(self._hub, self.instance_id, asked, self._clock.now_us()):
-                return False
-        except (FencedError, InstanceNotFoundError):
-            raise
-        except Exception as error:
-            logger.warning("%s cannot be terminated: %s", self.instance_id, Failure.from_exception(error).describe())
-            return False
-        self._claimed = None
-        for event, arrival in self._terminations:
-            if event == asked:
-                arrival.accept()
-        return True
 
     async def _serve_while_possible(self) -> None:
         """Serve to the end, or to trouble: then the log has to be loaded anew."""
@@ -276,7 +262,7 @@ class Instance:
         if started.previous is not None and self._before is None:
             await hub.keep_open(open_entry(started, started.time_us))
         await hub.load_blobs(started.run, history)
-        started = self._started = self._start_of(history)
+        started = self._started = started_of(history)
         orchestration = await hub.load_orchestration(started)
         changed = registry.changed_source(orchestration.reference)
         self._warnings = () if changed is None else (changed,)
@@ -291,7 +277,7 @@ class Instance:
             self._activities.recall(history)
             await self._claim(caused)
         except NonDeterminismError as error:
-            await self._end_failed(last.number + 1, _with_python(error, history), is_claim=True)
+            await self._end_failed(last.number + 1, with_python(error, history), is_claim=True)
         except PayloadTooLargeError as error:
             await self._end_failed(last.number + 1, error, is_claim=True)
 
@@ -304,7 +290,7 @@ class Instance:
             number = await create_successor(self._hub, history, link)
             self._log, history = await self._hub.read_log(self.instance_id, number)
         self._require_unclaimed()
-        self._started = self._start_of(history)
+        self._started = started_of(history)
         if not hasattr(self, "_mail"):
             self._mail = Mail(self._hub, self._instances, self._clock, self._answer)
             await self._past.look(self._started.execution)
@@ -328,15 +314,6 @@ class Instance:
         if self._log.epoch > (epoch if self._log.run == run else 0):
             raise FencedError(f"A newer owner has the log of instance {self.instance_id!r}", key=self._log.tail.key)
 
-    def _start_of(self, history: Sequence[Event]) -> ExecutionStarted:
-        started = history[0]
-        if not isinstance(started, ExecutionStarted):
-            raise CorruptLogError(
-                f"The history of {self.instance_id!r} does not begin with ExecutionStarted: run storage/verify.py",
-                key=self.instance_id,
-            )
-        return started
-
     def _answer(self, report: ReportEnd) -> None:
         self._inbox.put(Arrival(events=[], message=report))
 
@@ -353,7 +330,7 @@ class Instance:
             host=self._host,
             pid=self._pid,
             attempts=attempts,
-            python=_PYTHON,
+            python=PYTHON,
         )
         records = list(caused)
         if not self._execution.ended:
@@ -365,7 +342,8 @@ class Instance:
         await self._release(records)
 
     async def _serve(self) -> None:
-        """Turn after turn, until the end of the execution."""
+        """Turn after turn, until the end of the execution, or until nothing is to be expected."""
+        self._idleness.note()
         while not self._is_over:
             await self._activities.run_local()
             try:
@@ -373,7 +351,11 @@ class Instance:
             except DispatcherLostError as error:
                 await self._reattach(error)
                 continue
-            await self._turn(arrivals)
+            if arrivals:
+                self._idleness.note()
+                await self._turn(arrivals)
+            elif await self._leave_idle():
+                return
             if self._is_over:
                 # Its entry in the open set is gone, or about to be another execution's.
                 self._problems.problem = None
@@ -453,7 +435,7 @@ class Instance:
 
     async def _acknowledge(self, arrivals: Iterable[Arrival], records: Sequence[Event]) -> None:
         """Tell callers. What came after the end is refused; where another execution follows, it waits for that one."""
-        recorded = set(map(_identity, records))
+        recorded = set(map(identity_of, records))
         if not records and any(arrival.done is not None and not arrival.done.done() for arrival in arrivals):
             # "That is so already" may be said only by whoever still owns the log.
             await self._log.verify_ownership()
@@ -462,7 +444,7 @@ class Instance:
             self._activities.settle(arrival.settles)
             if arrival.done is None:
                 continue
-            is_settled = not arrival.events or _identity(arrival.events[0]) in recorded
+            is_settled = not arrival.events or identity_of(arrival.events[0]) in recorded
             if is_settled or not self._execution.ended:
                 arrival.accept()
             elif self._execution.status is RuntimeStatus.CONTINUED_AS_NEW:
@@ -564,6 +546,44 @@ class Instance:
         previous = started.execution - 1 if started.execution > 1 else None
         return await self._hub.record_end(self._log, open_entry(started, started.time_us), previous)
 
+    async def _leave_idle(self) -> bool:
+        """Leave word of when to wake the instance, and leave it; whether that came to pass.
+
+        Its hint comes last, so that it names the end of the log. What arrives by then keeps the owner; what comes later
+        is refused, and asked again of the next one.
+        """
+        if not self._may_leave():
+            return False
+        note = self._mail.note()
+        if note:
+            # Else the next owner brings it all again, and wakes others with it.
+            await self._turn([Arrival(events=note)])
+        await self._log.verify_ownership()
+        await self._past.hand_over(self._started.execution)
+        hint = WakeHint(
+            due_us=self._execution.next_timer_us,
+            execution=self._started.execution,
+            tail_seq=self._log.tail.header.seq,
+            waiting=waiting_fields(self._explain(())),
+        )
+        await self._hub.leave_hint(open_entry(self._started, self._started.time_us), hint)
+        if not self._may_leave():
+            return False
+        self._inbox.close(lambda: FencedError(f"Instance {self.instance_id!r} was idle: its owner has left it", key=""))
+        self.left = hint
+        self._discard()
+        return True
+
+    def _may_leave(self) -> bool:
+        return (
+            self._idleness.is_long
+            and self._idleness.is_worth_it(self._execution.next_timer_us)
+            and is_waiting(self._execution)
+            and self._inbox.is_empty
+            and not self._mail.owes
+            and self.problem is None
+        )
+
     def _abandon(self, error: BaseException) -> None:
         """Whatever callers wait for has an unknown outcome."""
         self._discard()
@@ -575,6 +595,7 @@ class Instance:
     def _discard(self) -> None:
         """Nothing of the present execution goes on here."""
         self._alarm.set(None)
+        self._idleness.stop()
         self._before = None
         self._inbox.drop_unasked()
         if hasattr(self, "_mail"):
@@ -584,25 +605,3 @@ class Instance:
             self._activities.close()
         if hasattr(self, "_execution"):
             self._execution.close()
-
-
-def _with_python(error: NonDeterminismError, history: Iterable[Event]) -> NonDeterminismError:
-    """The error, with a word on the version of Python if that is another one than the history was made with."""
-    versions = [event.python for event in history if isinstance(event, OwnerClaimed) and event.python]
-    if not versions or versions[-1] == _PYTHON:
-        return error
-    hint = (
-        f"The history was made with Python {versions[-1]}, and this is {_PYTHON}, whose asyncio may take other steps."
-    )
-    return NonDeterminismError(
-        f"{error}\n{hint}", expected=error.expected, actual=error.actual, position=error.position, source=error.source
-    )
-
-
-def _identity(event: Event) -> tuple[object, ...]:
-    """What tells one request or message from another."""
-    if isinstance(event, EventRaised):
-        return EventRaised, event.event_id
-    if isinstance(event, ExecutionTerminated | ExecutionSuspended | ExecutionResumed):
-        return type(event), event.request_id
-    return type(event), getattr(event, "task", None)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_durable.errors import CorruptLogError, FencedError
+from ray_durable.errors import CorruptLogError, FencedError, InstanceNotFoundError
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.ports import Clock
+from ray_durable.runtime.resting import Rest
 from ray_durable.runtime.supervisor import ORPHAN_AGE_US
 from ray_durable.storage import (
     OpenEntry,
@@ -25,6 +26,7 @@ from ray_durable.storage import (
     list_open,
     read_hub_epoch,
     read_lease,
+    read_start,
     remove_open,
     write_lease,
 )
@@ -107,7 +109,29 @@ class LeaseKeeper:
 
     async def open_instances(self) -> Sequence[OpenEntry]:
         """See `HubIndex`."""
-        return await list_open(self._hub.store, self._hub.keys, cache=self._open)
+        entries = await list_open(self._hub.store, self._hub.keys, cache=self._open)
+        # Hints are read when they are needed, and are the largest part of an entry.
+        for name, entry in self._open.items():
+            if entry.wake is not None:
+                self._open[name] = dataclasses.replace(entry, wake=None)
+        return entries
+
+    async def find_rest(self, instance_id: str) -> Rest | None:
+        """See `HubIndex`."""
+        store, keys = self._hub.store, self._hub.keys
+        entry = await find_open(store, keys, instance_id)
+        if entry is None or entry.wake is None:
+            return None
+        try:
+            start = await read_start(store, keys, instance_id, entry.wake.execution)
+        except (CorruptLogError, InstanceNotFoundError):
+            return None  # its owner says what is wrong with it
+        rest = Rest(due_us=entry.wake.due_us, next_key=keys.segment(start.header.run, entry.wake.tail_seq + 1))
+        return rest if await self.holds(rest) else None
+
+    async def holds(self, rest: Rest) -> bool:
+        """See `HubIndex`."""
+        return await self._hub.store.get(rest.next_key) is None
 
     async def is_orphan(self, instance_id: str) -> bool:
         """See `HubIndex`."""

@@ -31,6 +31,7 @@ from ray_durable.storage import (
     ClaimLostError,
     OpenEntry,
     Retired,
+    WakeHint,
     bury,
     create_execution,
     find_open,
@@ -49,6 +50,7 @@ __all__ = [
     "restart_instance",
     "rewind_instance",
     "start_instance",
+    "started_of",
 ]
 
 
@@ -113,7 +115,7 @@ async def restart_instance(hub: OpenHub, instance_id: str, request_id: str, *, r
     """
 
     def link(history: Sequence[Event]) -> ExecutionRestarted:
-        started = _started(history)
+        started = started_of(history)
         return ExecutionRestarted(
             time_us=now_us,
             kind="restart",
@@ -199,7 +201,7 @@ async def fork_instance(
     events = fork(history, instance_id=instance_id, run=run, request_id=request_id, through=wanted, now_us=now_us)
     executions = await persist(lambda: list_executions(hub.store, hub.keys, instance_id))
     if executions.latest is None:
-        started = dataclasses.replace(_started(events), execution=executions.next)
+        started = dataclasses.replace(started_of(events), execution=executions.next)
         await hub.enter(_resting(open_entry(started, now_us), started))
         events = await transplant(hub, log.run, run, [started, *events[1:]])
         if await _create(hub, events, created_us=now_us):
@@ -238,7 +240,7 @@ async def create_successor(hub: OpenHub, history: Sequence[Event], link: Link) -
 
     None: the instance was purged meanwhile, and another has this number.
     """
-    started = _started(history)
+    started = started_of(history)
     is_rewound = isinstance(link, ExecutionRestarted) and link.kind == "rewind"
     events = successor(history, link, owes=owes(history, is_rewound=is_rewound))
     end = history[-2]
@@ -262,8 +264,8 @@ async def create_linked(hub: OpenHub, old_run: str, events: Sequence[Event]) -> 
 
     False if there is another one of its number.
     """
-    run = _started(events).run
-    return await _create(hub, await transplant(hub, old_run, run, events), created_us=_started(events).time_us)
+    run = started_of(events).run
+    return await _create(hub, await transplant(hub, old_run, run, events), created_us=started_of(events).time_us)
 
 
 async def transplant(hub: OpenHub, old_run: str, run: str, events: Sequence[Event]) -> list[Event]:
@@ -297,7 +299,7 @@ async def _create_first(hub: OpenHub, start: Start, execution: int, now_us: int)
 
 async def _create(hub: OpenHub, events: Sequence[Event], *, created_us: int) -> bool:
     """Write segment 0; whether it is ours. One with our request id is: it is the same start, sent twice."""
-    started = _started(events)
+    started = started_of(events)
     lines, sections = encode_events(events)
     existing = await create_execution(
         hub.store,
@@ -337,7 +339,7 @@ async def _begin_next(
     """
     while True:
         log, history = await hub.read_log(instance_id)
-        started = _started(history)
+        started = started_of(history)
         if started.request_id == request_id:
             return
         found = link_of(history)
@@ -349,7 +351,7 @@ async def _begin_next(
             raise _active(status, "wait for its end, or terminate it first")
         link = await _with_input(hub, started.run, make_link(history), start)
         link = link.stamped(history[-1].number + 1, max(link.time_us, history[-1].time_us))
-        successor_start = _started(successor([*history, link], link, owes=False))
+        successor_start = started_of(successor([*history, link], link, owes=False))
         entry = open_entry(successor_start, link.time_us)
         await hub.enter(entry)
         lines, sections = encode_events([link])
@@ -393,7 +395,8 @@ def _link_of_start(hub: OpenHub, start: Start, now_us: int) -> ExecutionRestarte
     )
 
 
-def _started(history: Sequence[Event]) -> ExecutionStarted:
+def started_of(history: Sequence[Event]) -> ExecutionStarted:
+    """The start, with which each history begins. CorruptLogError if this one does not."""
     started = history[0]
     if not isinstance(started, ExecutionStarted):
         raise CorruptLogError("A history does not begin with ExecutionStarted: run storage/verify.py", key="event 1")
@@ -415,7 +418,7 @@ def _resting(entry: OpenEntry, started: ExecutionStarted) -> OpenEntry:
     """The entry once segment 0 is, or is about to be, all that there is: it needs no owner before it is due."""
     if started.due_us is None:
         return entry
-    wake = {"due_us": started.due_us, "execution": started.execution, "tail_seq": 0}
+    wake = WakeHint(due_us=started.due_us, execution=started.execution, tail_seq=0)
     return dataclasses.replace(entry, wake=wake)
 
 

@@ -6,7 +6,9 @@ that is still at work stands down. The next load finds an ended log, and does wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
 
 from ray_durable.engine import (
     Event,
@@ -18,13 +20,57 @@ from ray_durable.engine import (
     SubOrchestrationInstanceCreated,
     SubOrchestrationInstanceFailed,
 )
-from ray_durable.errors import OrchestrationTerminatedError
+from ray_durable.errors import FencedError, InstanceNotFoundError, OrchestrationTerminatedError
 from ray_durable.failure import Failure
 from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.inbox import Arrival
 from ray_durable.runtime.records import encode_events
 from ray_durable.runtime.succession import link_of
 
-__all__ = ["record_termination"]
+__all__ = ["WantedEnds", "record_termination"]
+
+logger = logging.getLogger(__name__)
+
+
+class WantedEnds:
+    """The terminations that somebody waits for, which must not have to wait for code that cannot be loaded.
+
+    They wait in the inbox, too.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: list[tuple[ExecutionTerminated, Arrival]] = []
+
+    @contextlib.contextmanager
+    def wanting(self, event: ExecutionTerminated, arrival: Arrival) -> Iterator[None]:
+        """Somebody waits for this one meanwhile."""
+        self._wanted.append((event, arrival))
+        try:
+            yield
+        finally:
+            self._wanted.remove((event, arrival))
+
+    async def record_unloaded(self, hub: OpenHub, instance_id: str, now_us: int) -> bool:
+        """Record the first one, of what cannot be loaded; whether there was one and that could be done.
+
+        Raises:
+            FencedError, InstanceNotFoundError: nothing may be done here any more.
+        """
+        if not self._wanted:
+            return False
+        asked, _ = self._wanted[0]
+        try:
+            if not await record_termination(hub, instance_id, asked, now_us):
+                return False
+        except (FencedError, InstanceNotFoundError):
+            raise
+        except Exception as error:
+            logger.warning("%s cannot be terminated: %s", instance_id, Failure.from_exception(error).describe())
+            return False
+        for event, arrival in self._wanted:
+            if event == asked:
+                arrival.accept()
+        return True
 
 
 async def record_termination(hub: OpenHub, instance_id: str, asked: ExecutionTerminated, now_us: int) -> bool:

@@ -7,6 +7,7 @@ from ray_durable.storage.blobs import get_blob, put_blob
 from ray_durable.storage.catalog import (
     EndedPage,
     OpenEntry,
+    WakeHint,
     add_open,
     find_open,
     forget_ended,
@@ -66,6 +67,7 @@ __all__ = [
     "Segment",
     "SegmentHeader",
     "Signer",
+    "WakeHint",
     "add_open",
     "bury",
     "check_hub_name",

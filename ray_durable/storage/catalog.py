@@ -19,7 +19,18 @@ from ray_durable.storage.objects import pack_object, unpack_object
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
-__all__ = ["EndedPage", "OpenEntry", "add_open", "find_open", "list_ended", "list_open", "record_ended", "remove_open"]
+__all__ = [
+    "EndedPage",
+    "OpenEntry",
+    "WakeHint",
+    "add_open",
+    "find_open",
+    "forget_ended",
+    "list_ended",
+    "list_open",
+    "record_ended",
+    "remove_open",
+]
 
 T = TypeVar("T")
 
@@ -31,12 +42,26 @@ _ENDED = re.compile(r"(?P<created_ms>[0-9]{13,})\.(?P<status>[a-z]+)\.(?P<id>[a-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WakeHint:
+    """Left by an owner that let its idle instance go: nothing is to be done before `due_us`, unless something arrives
+    for it (None: before that).
+
+    It counts only while segment `tail_seq` + 1 of that execution does not exist. `waiting` is what the instance waits
+    for, in words of whoever left it.
+    """
+
+    due_us: int | None
+    execution: int
+    tail_seq: int
+    waiting: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenEntry:
     """An unfinished instance.
 
     `entered_us` is when its start began, `depth` how many instances called one another down to it. `problem` says what
-    keeps it from going on, if anything does. `wake` is left by an owner that let the idle instance go: due time,
-    execution and the log's last number.
+    keeps it from going on, if anything does; `wake` is the hint of its last owner.
     """
 
     instance_id: str
@@ -45,7 +70,7 @@ class OpenEntry:
     entered_us: int
     depth: int = 0
     problem: str | None = None
-    wake: Mapping[str, int] | None = None
+    wake: WakeHint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +95,7 @@ async def add_open(store: ObjectStore, keys: HubKeys, entry: OpenEntry) -> None:
     if entry.problem is not None:
         fields["problem"] = entry.problem
     if entry.wake is not None:
-        fields["wake"] = dict(entry.wake)
+        fields["wake"] = _wake_fields(entry.wake)
     key = keys.open_entry(entry.instance_id)
     await store.put(key, pack_object(keys, key, fields))
 
@@ -109,7 +134,7 @@ def _open_entry(keys: HubKeys, key: str, data: bytes | None) -> OpenEntry | None
     fields = unpack_object(keys, key, data)
     instance_id, entered_us, depth = fields.get("instance"), fields.get("entered_us"), fields.get("depth")
     texts = [fields.get(name) for name in ("name", "request_id")]
-    problem, wake = fields.get("problem"), fields.get("wake")
+    problem = fields.get("problem")
     if fields.get("v") != FORMAT_VERSION or not is_instance_id(instance_id) or keys.open_entry(instance_id) != key:
         return None
     if not all(isinstance(text, str) for text in texts) or not _is_count(entered_us):
@@ -121,8 +146,29 @@ def _open_entry(keys: HubKeys, key: str, data: bytes | None) -> OpenEntry | None
         entered_us=entered_us,
         depth=depth if _is_count(depth) else 0,
         problem=problem if isinstance(problem, str) else None,
-        wake=wake if isinstance(wake, dict) and all(map(_is_count, wake.values())) else None,
+        wake=_wake_hint(fields.get("wake")),
     )
+
+
+def _wake_fields(hint: WakeHint) -> dict[str, Any]:
+    fields: dict[str, Any] = {"execution": hint.execution, "tail_seq": hint.tail_seq}
+    if hint.due_us is not None:
+        fields["due_us"] = hint.due_us
+    if hint.waiting:
+        fields["waiting"] = [dict(one) for one in hint.waiting]
+    return fields
+
+
+def _wake_hint(fields: object) -> WakeHint | None:
+    """The hint; None if it is none that this version understands: then its instance is seen to."""
+    if not isinstance(fields, dict):
+        return None
+    due_us, execution, tail_seq = (fields.get(name) for name in ("due_us", "execution", "tail_seq"))
+    if not _is_count(execution) or not _is_count(tail_seq) or not (due_us is None or _is_count(due_us)):
+        return None
+    waiting = fields.get("waiting", [])
+    shown = tuple(one for one in waiting if isinstance(one, dict)) if isinstance(waiting, list) else ()
+    return WakeHint(due_us=due_us, execution=execution, tail_seq=tail_seq, waiting=shown)
 
 
 def _is_count(value: object) -> TypeGuard[int]:

@@ -125,11 +125,12 @@ class InProcessHub(Hub):
         return await self._outcome(instance_id, end)
 
     async def _end_of(self, instance_id: str, *, looks: bool) -> ExecutionCompleted | None:
-        """The end of an instance; one that has an owner has hardly ended, and the store is asked only if `looks`."""
-        if self._stage.living(instance_id) is not None and not looks:
+        """The end of an instance. The store is asked about one that has an owner, or rests, only if `looks`."""
+        has_owner = self._stage.living(instance_id) is not None or self._stage.is_resting(instance_id)
+        if has_owner and not looks:
             return None
         end = await self._stage.hub.end(instance_id)
-        if end is None:
+        if end is None and not self._stage.is_resting(instance_id):
             self._stage.admit(instance_id)
         return end
 

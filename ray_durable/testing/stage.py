@@ -26,9 +26,11 @@ from ray_durable.function import DurableFunction
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.chores import pursue
-from ray_durable.runtime.explanation import Explanation, explain_history
+from ray_durable.runtime.explanation import Explanation, explain_stored
 from ray_durable.runtime.firing import FireSchedules
 from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.resting import Rest, Resting
+from ray_durable.runtime.upkeep import IDLE_S_DEFAULT
 from ray_durable.storage import ObjectStore, list_open
 from ray_durable.testing.doubles import Doubles
 from ray_durable.testing.spy_store import Call, SpyStore
@@ -129,7 +131,7 @@ class _Scheduled:
 class Stage(World):
     """See the module. Make it on its loop, which is a `SkippingLoop`."""
 
-    def __init__(self, *, start: datetime, seed: int, trust: Trust) -> None:
+    def __init__(self, *, start: datetime, seed: int, trust: Trust, idle_s: float | None = IDLE_S_DEFAULT) -> None:
         self.trust = trust
         self.operations: list[Operation] = []
         self.crash: Crash | None = None
@@ -141,7 +143,10 @@ class Stage(World):
         self._crashes: set[asyncio.Task[None]] = set()
         self._firing: asyncio.Task[None] | None = None
         self._schedules: FireSchedules
-        super().__init__(clock=LoopClock(start_us=(start - _EPOCH) // timedelta(microseconds=1)))
+        clock = LoopClock(start_us=(start - _EPOCH) // timedelta(microseconds=1))
+        super().__init__(clock=clock, idle_s=idle_s)
+        self._resting = Resting(clock)
+        self._waking = self.loop.create_task(self._wake_when_due())
 
     def now(self) -> datetime:
         """The virtual time; from any thread."""
@@ -168,9 +173,9 @@ class Stage(World):
     def own(self, instance_id: str = "one", *, store: SpyStore | None = None, epoch: int = 1) -> Owner:
         """See `World`."""
         spy = store or self.make_store()
+        self._resting.discard(instance_id)
         owner = super().own(instance_id, store=spy, epoch=epoch)
-        # How it ended shows in the store.
-        owner.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        owner.task.add_done_callback(lambda task: self._gone(owner))
 
         async def before(operation: str, key: str) -> None:
             done = Operation(number=len(self.operations) + 1, instance_id=instance_id, operation=operation, key=key)
@@ -193,6 +198,22 @@ class Stage(World):
         dying: list[Call] = []
         spy.before, spy.after = before, after
         return owner
+
+    def _gone(self, owner: Owner) -> None:
+        if not owner.task.cancelled():
+            owner.task.exception()  # how it ended shows in the store
+        if owner.instance.left is not None:
+            self._resting.add(owner.instance.instance_id, Rest(due_us=owner.instance.left.due_us, next_key=""))
+
+    def is_resting(self, instance_id: str) -> bool:
+        """Whether an instance waits without an owner, until it is due or somebody asks for it."""
+        return instance_id in self._resting and self.living(instance_id) is None
+
+    async def _wake_when_due(self) -> None:
+        while True:
+            await self._resting.wait_due()
+            for instance_id in self._resting.take_due():
+                self.admit(instance_id)
 
     async def lose_owner(self, instance_id: str) -> None:
         """The process of an instance dies; another one takes over."""
@@ -264,10 +285,11 @@ class Stage(World):
         owner = self.living(instance_id)
         if owner is not None:
             return await owner.instance.explain()
-        return explain_history(await self.hub.status(instance_id), await self.hub.history(instance_id))
+        return await explain_stored(self.hub, instance_id)
 
     async def close(self) -> None:
         """See `World`."""
+        self._waking.cancel()
         if self._firing is not None:
             self._firing.cancel()
             await asyncio.gather(self._firing, return_exceptions=True)

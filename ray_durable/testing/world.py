@@ -126,7 +126,7 @@ class Owner:
         await asyncio.gather(self.task, return_exceptions=True)
 
     async def ended(self) -> None:
-        """Wait for the instance's end; an owner that stops with an error raises it."""
+        """Wait until the owner has gone, with the instance's end; one that stops with an error raises it."""
         async with asyncio.timeout(_PATIENCE_S):
             await self.task
 
@@ -134,7 +134,10 @@ class Owner:
 class World:
     """See the module. Make it on the loop on which it is used."""
 
-    def __init__(self, *, policy: SlicePolicy | None = None, clock: LoopClock | None = None) -> None:
+    def __init__(
+        self, *, policy: SlicePolicy | None = None, clock: LoopClock | None = None, idle_s: float | None = None
+    ) -> None:
+        self.idle_s = idle_s
         self.address = self.address_of_new_root()
         self.objects = finish(open_store(self.address.root))
         self.clock = clock or LoopClock()
@@ -188,6 +191,7 @@ class World:
             clock=self.clock,
             host="here",
             pid=next(self._pids),
+            idle_s=self.idle_s,
         )
         owner = Owner(instance, spy)
         self.owners.append(owner)
@@ -198,8 +202,17 @@ class World:
         alive = [one for one in self.owners if one.instance.instance_id == instance_id and not one.task.done()]
         return alive[-1] if alive else None
 
-    def admit(self, instance_id: str) -> Owner:
-        """The owner of an instance, made if there is none."""
+    def admit(self, instance_id: str) -> None:
+        """See that an instance has an owner."""
+        if self.living(instance_id) is None:
+            self.own(instance_id)
+
+    async def activate(self, instance_id: str) -> Owner:
+        """The owner of an instance, made if there is none.
+
+        Raises:
+            ClusterConnectionError: there is none yet.
+        """
         return self.living(instance_id) or self.own(instance_id)
 
     async def ask(self, instance_id: str, call: Callable[[Instance], Coroutine[Any, Any, T]]) -> T:
@@ -208,7 +221,7 @@ class World:
         Raises:
             ClusterConnectionError: its owner went away; whether it did what was asked is unknown.
         """
-        owner = self.admit(instance_id)
+        owner = await self.activate(instance_id)
         # Whoever asks may go away, the call goes on; an owner that dies does not answer.
         answer = asyncio.get_running_loop().create_task(call(owner.instance))
         answer.add_done_callback(lambda task: task.cancelled() or task.exception())

@@ -11,7 +11,7 @@ import pytest
 from ray_durable.engine import ExecutionStarted, RuntimeStatus, TaskScheduled, TimerFired
 from ray_durable.runtime.explanation import at, explain_history
 from ray_durable.runtime.lifecycle import fork_instance, purge_instance, restart_instance
-from ray_durable.storage import OpenEntry, find_open
+from ray_durable.storage import OpenEntry, WakeHint, find_open
 from tests.runtime import model
 from tests.support.checking import complaints
 from tests.support.skipping_loop import simulate, simulated
@@ -42,7 +42,7 @@ async def test_it_is_durable_at_once_and_needs_nobody_until_it_is_due() -> None:
     await world.start(model.child, "x", due_s=HOUR_S)
     status = await world.status()
     assert (status.runtime_status, status.start_at) == (RuntimeStatus.PENDING, at(due_us))
-    assert (await entry(world)).wake == {"due_us": due_us, "execution": 1, "tail_seq": 0}
+    assert (await entry(world)).wake == WakeHint(due_us=due_us, execution=1, tail_seq=0)
     (waiting,) = explain_history(status, await world.history()).waiting
     assert (waiting.kind, waiting.due) == ("start", at(due_us))
 
@@ -93,7 +93,7 @@ async def test_an_id_that_has_ended_begins_again_later() -> None:
     await world.start(model.child, "y", due_s=HOUR_S)
     status = await world.status()
     assert (status.execution, status.runtime_status, status.start_at) == (2, RuntimeStatus.PENDING, at(due_us))
-    assert (await entry(world)).wake == {"due_us": due_us, "execution": 2, "tail_seq": 0}
+    assert (await entry(world)).wake == WakeHint(due_us=due_us, execution=2, tail_seq=0)
     await world.own().ended()
     assert await world.result() == "YY2"
     assert await began_us(world) >= due_us

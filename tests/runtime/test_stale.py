@@ -79,7 +79,7 @@ class TestMessages:
                 for _ in range(delay):
                     await asyncio.sleep(0)
                 while (await town.hub.end("one")) is None:
-                    owner = town.admit("one")
+                    owner = await town.activate("one")
                     with contextlib.suppress(DurableError):
                         await owner.instance.deliver(report)
                         return
@@ -138,7 +138,7 @@ class TestMessages:
         await town.ended()
         for _ in range(3):
             await asyncio.sleep(2_000)
-            await town.admit("one").kill()
+            await (await town.activate("one")).kill()
         await stuck.kill()
         assert await town.result_of("r") == [3, 2, 1, 0]
         await town.settled()

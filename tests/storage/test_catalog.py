@@ -18,6 +18,7 @@ from ray_durable.storage import (
     HubKeys,
     ObjectStore,
     OpenEntry,
+    WakeHint,
     add_open,
     claim_hub_epoch,
     create_hub,
@@ -76,7 +77,7 @@ class TestOpenSet:
     @with_store
     async def test_an_entry_is_found_listed_and_removed(self, store: ObjectStore) -> None:
         """With all it says; removing it twice is no error."""
-        full = entry("Größe 1", problem="cannot be imported", wake={"due_us": 1, "execution": 1, "tail_seq": 9})
+        full = entry("Größe 1", problem="cannot be imported", wake=WakeHint(due_us=1, execution=1, tail_seq=9))
         await add_open(store, KEYS, full)
         assert await find_open(store, KEYS, "Größe 1") == full
         assert await find_open(store, KEYS, "other") is None
@@ -85,6 +86,24 @@ class TestOpenSet:
         await remove_open(store, KEYS, "Größe 1")
         assert await find_open(store, KEYS, "Größe 1") is None
         assert await list_open(store, KEYS) == []
+
+    @with_store
+    async def test_a_hint_comes_back_as_it_was_left(self, store: ObjectStore) -> None:
+        """With what the instance waits for; one that is due at no time stays so."""
+        event = {"kind": "external event", "name": "Größe", "number": 0}
+        left = entry("a", wake=WakeHint(due_us=None, execution=2, tail_seq=3, waiting=(event,)))
+        await add_open(store, KEYS, left)
+        assert await find_open(store, KEYS, "a") == left
+
+    @with_store
+    async def test_a_hint_that_makes_no_sense_is_none(self, store: ObjectStore) -> None:
+        """Its instance gets an owner, who knows better."""
+        await add_open(store, KEYS, entry("a"))
+        fields = json.loads(await store.get(KEYS.open_entry("a")) or b"")
+        hints: list[object] = ["soon", [], {"due_us": 5}, {"due_us": "x", "execution": 1, "tail_seq": 1}]
+        for hint in hints:
+            await store.put(KEYS.open_entry("a"), json.dumps({**fields, "wake": hint}).encode())
+            assert await find_open(store, KEYS, "a") == entry("a")
 
     @with_store
     async def test_an_entry_is_replaced(self, store: ObjectStore) -> None:

@@ -12,11 +12,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ray_durable.engine import Event
-from ray_durable.errors import ClusterConnectionError, FencedError, InstanceEndedError, InstanceNotFoundError
+from ray_durable.errors import ClusterConnectionError, FencedError, InstanceEndedError
 from ray_durable.payload import Payload
+from ray_durable.runtime.chores import RemoveRetired
 from ray_durable.runtime.hub import GRACE_S_DEFAULT
+from ray_durable.runtime.lease import Lease, LeaseKeeper
 from ray_durable.runtime.lifecycle import restart_instance, rewind_instance
-from ray_durable.storage import list_open, list_retired, remove_retired
+from ray_durable.runtime.supervisor import Supervisor
+from ray_durable.storage import claim_hub_epoch, list_open
+from ray_durable.testing.workers import finish
 from tests.support.world import Owner, SpyStore, World, never
 
 __all__ = ["Town"]
@@ -29,14 +33,57 @@ class Town(World):
     """See the module. `deaths` are operations, counted from 1, at which the owner that does it dies: (number, whether
     the operation takes effect)."""
 
-    def __init__(self, *, deaths: Iterable[tuple[int, bool]] = (), grace_s: float = GRACE_S_DEFAULT) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        deaths: Iterable[tuple[int, bool]] = (),
+        grace_s: float = GRACE_S_DEFAULT,
+        idle_s: float | None = None,
+        live_max: int = 1_000,
+    ) -> None:
+        super().__init__(idle_s=idle_s)
         self.hub._settings = {"grace_s": grace_s}
         self.grace_s = grace_s
         self.deaths = dict(deaths)
         self.operations = 0
         self.died = 0
-        self._supervising = asyncio.get_running_loop().create_task(self._supervise())
+        self._admitting: set[asyncio.Task[None]] = set()
+        self._live_max = live_max
+        self.start_supervisor()
+
+    def start_supervisor(self) -> None:
+        """A new life of the supervisor: it knows nothing."""
+        self.supervisor_store = SpyStore(self.objects)
+        hub = self.open_hub(self.supervisor_store)
+        lease = Lease(epoch=1, cluster="here", host="here", boot="", pid=0)
+        finish(claim_hub_epoch(self.objects, self.hub.keys, lease.epoch, lease.to_json()))
+        self.supervisor = Supervisor(
+            LeaseKeeper(hub, lease, self.clock),
+            _Owners(self),
+            self.clock,
+            live_max=self._live_max,
+            interval_s=_ROUND_S,
+            chores=[RemoveRetired(hub, self.clock)],
+        )
+        self._supervising = asyncio.get_running_loop().create_task(self.supervisor.run())
+
+    def lose_supervisor(self) -> None:
+        """Its process dies; there is a new one at once."""
+        self._supervising.cancel()
+        self.start_supervisor()
+
+    def admit(self, instance_id: str) -> None:
+        admitting = asyncio.get_running_loop().create_task(self.supervisor.admit(instance_id))
+        self._admitting.add(admitting)
+        admitting.add_done_callback(self._admitting.discard)
+
+    async def activate(self, instance_id: str) -> Owner:
+        if self.living(instance_id) is None:
+            await self.supervisor.activate(instance_id)
+        owner = self.living(instance_id)
+        if owner is None:
+            raise ClusterConnectionError("it has no owner yet")
+        return owner
 
     def own(self, instance_id: str = "one", *, store: SpyStore | None = None, epoch: int = 1) -> Owner:
         spy = store or SpyStore(self.objects)
@@ -65,17 +112,6 @@ class Town(World):
             owner.task.cancel()
         await never()
 
-    async def _supervise(self) -> None:
-        while True:
-            await asyncio.sleep(_ROUND_S)
-            for entry in await list_open(self.objects, self.hub.keys):
-                if self.living(entry.instance_id) is None:
-                    with contextlib.suppress(InstanceNotFoundError):
-                        await self.hub.started(entry.instance_id)
-                        self.own(entry.instance_id)
-            for key, retired in await list_retired(self.objects, self.hub.keys, self.clock.now_us()):
-                await remove_retired(self.objects, self.hub.keys, key, retired)
-
     async def settled(self) -> None:
         """Wait until no instance is open any more."""
         async with asyncio.timeout(_PATIENCE_S):
@@ -103,7 +139,7 @@ class Town(World):
             while True:
                 if (await self.status(instance_id)).is_ended:
                     raise InstanceEndedError("it has ended", instance_id=instance_id, runtime_status="")
-                owner = self.living(instance_id) or self.own(instance_id)
+                owner = await self.activate(instance_id)
                 asked = asyncio.ensure_future(getattr(owner.instance, method)(*args))
                 await asyncio.wait({asked, owner.task}, return_when=asyncio.FIRST_COMPLETED)
                 if asked.done():
@@ -137,5 +173,27 @@ class Town(World):
         return self.hub.codec.encode(value, where="test")
 
     async def close(self) -> None:
+        for admitting in self._admitting:
+            admitting.cancel()
         self._supervising.cancel()
         await super().close()
+
+
+class _Owners:
+    """`ActorDirectory` of a town."""
+
+    def __init__(self, town: Town) -> None:
+        self._town = town
+
+    async def live(self) -> set[str]:
+        await asyncio.sleep(0)
+        return {owner.instance.instance_id for owner in self._town.owners if not owner.task.done()}
+
+    async def keep_dispatcher(self) -> None:
+        await asyncio.sleep(0)
+
+    async def create(self, instance_ids: Sequence[str]) -> None:
+        for instance_id in instance_ids:
+            await asyncio.sleep(0)
+            if self._town.living(instance_id) is None:
+                self._town.own(instance_id)

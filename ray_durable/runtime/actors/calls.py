@@ -13,11 +13,14 @@ from ray_durable.runtime.actors.cluster import SUPERVISOR, Cluster, instance_nam
 from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.hub import OpenHub
 
-__all__ = ["InstanceActors", "admit", "answer", "ask_instance", "find"]
+__all__ = ["LATE_S_MAX", "InstanceActors", "admit", "answer", "ask_instance", "find", "wait_woken"]
 
 T = TypeVar("T")
 
 _ANSWER_S_MAX = 15.0
+
+LATE_S_MAX = 1.0
+"""How much longer than agreed an answer that was to wait may take."""
 
 
 class InstanceActors:
@@ -71,6 +74,15 @@ async def admit(cluster: Cluster, instance_id: str) -> None:
     """Tell the supervisor of an instance that should run. ClusterConnectionError if it cannot be reached."""
     # Nobody waits for the answer: what is to run is in the open set, and the supervisor looks for itself.
     (await _supervisor(cluster)).admit.remote(instance_id)
+
+
+async def wait_woken(cluster: Cluster, instance_id: str, timeout_s: float) -> None:
+    """Wait until an instance that has no actor gets one, or ends, at most so long. Returns early where that is unknown.
+
+    Raises:
+        ClusterConnectionError: the supervisor does not answer.
+    """
+    await answer((await _supervisor(cluster)).wait_woken.remote(instance_id, timeout_s), timeout_s + LATE_S_MAX)
 
 
 async def ask_instance(cluster: Cluster, instance_id: str, call: Callable[[Any], Awaitable[T]]) -> T:

@@ -23,7 +23,7 @@ from ray_durable.errors import (
     ConfigurationError,
     HubHeldError,
 )
-from ray_durable.runtime.actors.calls import admit, answer, ask_instance, find
+from ray_durable.runtime.actors.calls import LATE_S_MAX, admit, answer, ask_instance, find, wait_woken
 from ray_durable.runtime.actors.cluster import DISPATCHER, SUPERVISOR, Cluster, instance_name
 from ray_durable.runtime.actors.hosts import DispatcherActor, SupervisorActor
 from ray_durable.runtime.address import HubAddress
@@ -31,6 +31,7 @@ from ray_durable.runtime.explanation import Explanation
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import Lease, find_lease, is_cluster_reachable
 from ray_durable.runtime.ports import SystemClock
+from ray_durable.runtime.upkeep import Upkeep
 from ray_durable.storage import claim_hub_epoch, free_hub_epoch, write_lease
 
 __all__ = ["Connection"]
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _REPAIR_PAUSE_S = 0.2
-_LATE_S_MAX = 1.0
 _EXPLAIN_S_MAX = 15.0
 _DESCRIBE_S_MAX = 3.0
 _SUPERVISOR_S_MAX = 60.0
@@ -67,14 +67,14 @@ class Connection:
         hub: OpenHub,
         *,
         is_shared: bool,
-        live_max: int,
+        upkeep: Upkeep,
         ray_init: Mapping[str, Any],
     ) -> None:
         self._address = address
         self._run = run
         self._hub = hub
         self._is_shared = is_shared
-        self._live_max = live_max
+        self._upkeep = upkeep
         self._ray_init = {"include_dashboard": False, "logging_level": logging.WARNING, **ray_init}
         self._clock = SystemClock()
         self._cluster = Cluster(address, 0)
@@ -171,7 +171,7 @@ class Connection:
     async def explain(self, instance_id: str) -> Explanation | None:
         """What the instance's owner says that it waits for; None if it has none."""
         actor = await find(self._cluster, instance_name(instance_id))
-        return None if actor is None else await answer(actor.explain.remote(), _LATE_S_MAX + _EXPLAIN_S_MAX)
+        return None if actor is None else await answer(actor.explain.remote(), LATE_S_MAX + _EXPLAIN_S_MAX)
 
     async def describe(self, instance_id: str) -> Mapping[str, Any]:
         """What the host of the instance says of it, even while its turns do nothing; nothing if it does not answer."""
@@ -183,11 +183,15 @@ class Connection:
         return told
 
     async def wait_ended(self, instance_id: str, timeout_s: float) -> bool:
-        """Wait for the instance's end, at most so long; False if it is not known to have ended."""
+        """Wait for the instance's end, at most so long; False if it is not known to have ended.
+
+        One that has no actor is not given one for that.
+        """
         actor = await find(self._cluster, instance_name(instance_id))
         if actor is None:
-            raise ClusterConnectionError(f"Instance {instance_id!r} has no actor")
-        return bool(await answer(actor.wait_ended.remote(timeout_s), timeout_s + _LATE_S_MAX))
+            await wait_woken(self._cluster, instance_id, timeout_s)
+            return False
+        return bool(await answer(actor.wait_ended.remote(timeout_s), timeout_s + LATE_S_MAX))
 
     def close(self) -> None:
         """End the Ray that connections of this process started, with the last of them."""
@@ -309,7 +313,7 @@ class Connection:
         self._joined = ray.get_runtime_context().gcs_address
         self._cluster = Cluster(self._address, epoch)
         self._cluster.make(DispatcherActor, DISPATCHER)
-        self._cluster.make(SupervisorActor, SUPERVISOR, self._live_max)
+        self._cluster.make(SupervisorActor, SUPERVISOR, self._upkeep)
 
 
 def _use_token() -> None:

@@ -27,7 +27,7 @@ from ray_durable.runtime.channel import ChannelServer
 from ray_durable.runtime.chores import Chore, RemoveRetired
 from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.dispatcher import Dispatcher
-from ray_durable.runtime.explanation import Explanation, explain_history
+from ray_durable.runtime.explanation import Explanation, explain_stored
 from ray_durable.runtime.firing import FireSchedules
 from ray_durable.runtime.framing import Endpoint
 from ray_durable.runtime.hub import OpenHub
@@ -39,6 +39,7 @@ from ray_durable.runtime.messages import Attachment, CallState, Exchange, Exchan
 from ray_durable.runtime.ports import SystemClock
 from ray_durable.runtime.supervisor import Supervisor
 from ray_durable.runtime.termination import record_termination
+from ray_durable.runtime.upkeep import Upkeep
 from ray_durable.storage import ClaimLostError
 
 __all__ = ["DispatcherActor", "OrchestrationActor", "SupervisorActor"]
@@ -57,10 +58,11 @@ _LINGER_S = 1.0
 class OrchestrationActor:
     """Hosts one instance. Turns run on a thread of their own; control calls are answered on Ray's loop."""
 
-    def __init__(self, address: HubAddress, hub_epoch: int, instance_id: str) -> None:
+    def __init__(self, address: HubAddress, hub_epoch: int, instance_id: str, idle_s: float) -> None:
         self._address = address
         self._hub_epoch = hub_epoch
         self._instance_id = instance_id
+        self._idle_s = idle_s
         self._instance: Instance | None = None
         self._hub: OpenHub | None = None
         # Of Ray's loop, on which `__init__` runs: whoever waits for the end does not wait for the turns' thread.
@@ -101,7 +103,7 @@ class OrchestrationActor:
         """Whether the instance has ended, at the latest after `timeout_s`, even while user code blocks the turns."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), timeout_s)
-        return self._over.is_set()
+        return self._over.is_set() and self._instance is not None and self._instance.left is None
 
     async def explain(self) -> Explanation:
         """See `Instance.explain`. While user code blocks the turns: what storage tells, and where the code is."""
@@ -110,8 +112,7 @@ class OrchestrationActor:
             stack = self._watch.stack()
             if stack is not None:
                 asked.cancel()
-                hub = await self._own_hub()
-                told = explain_history(await hub.status(self._instance_id), await hub.history(self._instance_id))
+                told = await explain_stored(await self._own_hub(), self._instance_id)
                 return dataclasses.replace(told, stack=stack)
         return await asked
 
@@ -166,7 +167,7 @@ class OrchestrationActor:
         return await asyncio.wrap_future(self._turns.submit(ask()))
 
     async def _live(self) -> None:
-        """Serve the instance to its end, then leave. A supervisor makes a new actor if there is more to do."""
+        """Serve the instance until there is nothing to do, then leave. A supervisor makes a new actor if there is."""
         try:
             hub = await self._open_hub()
             self._instance = Instance(
@@ -177,10 +178,12 @@ class OrchestrationActor:
                 clock=SystemClock(),
                 host=socket.gethostname(),
                 pid=os.getpid(),
+                idle_s=self._idle_s,
             )
             await self._instance.run()
             self._loop.call_soon_threadsafe(self._over.set)
-            await asyncio.sleep(_LINGER_S)
+            if self._instance.left is None:
+                await asyncio.sleep(_LINGER_S)
         except (FencedError, InstanceNotFoundError) as error:
             logger.warning("instance %s stands down: %s", self._instance_id, error)
         except BaseException:
@@ -227,10 +230,10 @@ class DispatcherActor:
 class SupervisorActor:
     """Hosts the supervisor, on a loop of its own."""
 
-    def __init__(self, address: HubAddress, hub_epoch: int, live_max: int) -> None:
+    def __init__(self, address: HubAddress, hub_epoch: int, upkeep: Upkeep) -> None:
         self._address = address
         self._hub_epoch = hub_epoch
-        self._live_max = live_max
+        self._upkeep = upkeep
         self._supervisor: Supervisor | None = None
         self._loop = LoopThread(name="supervisor")
         self._loop.submit(self._supervise())
@@ -243,10 +246,15 @@ class SupervisorActor:
         """See `Supervisor.activate`."""
         await self._ask(lambda supervisor: supervisor.activate(instance_id))
 
+    async def wait_woken(self, instance_id: str, timeout_s: float) -> None:
+        """See `Supervisor.wait_woken`."""
+        await self._ask(lambda supervisor: supervisor.wait_woken(instance_id, timeout_s))
+
     async def describe(self) -> dict[str, Any]:
-        """Process, hub epoch and rounds, for diagnostics."""
-        rounds = self._supervisor.rounds if self._supervisor else 0
-        return {"pid": os.getpid(), "epoch": self._hub_epoch, "rounds": rounds}
+        """Process, hub epoch, rounds, and instances that rest, for diagnostics."""
+        supervisor = self._supervisor
+        rounds, resting = (supervisor.rounds, supervisor.resting_count) if supervisor is not None else (0, 0)
+        return {"pid": os.getpid(), "epoch": self._hub_epoch, "rounds": rounds, "resting": resting}
 
     async def _ask(self, question: Callable[[Supervisor], Awaitable[T]]) -> T:
         async def ask() -> T:
@@ -262,7 +270,7 @@ class SupervisorActor:
                 hub = await OpenHub.open(
                     self._address, epoch=self._hub_epoch, pacing=HOLDER_PACING, who="the supervisor"
                 )
-                directory = _Directory(Cluster(self._address, self._hub_epoch))
+                directory = _Directory(Cluster(self._address, self._hub_epoch), self._upkeep)
                 lease = Lease.of_this_process(self._hub_epoch, cluster=ray.get_runtime_context().gcs_address)
                 keeper = LeaseKeeper(hub, lease, SystemClock())
                 instances = InstanceActors(Cluster(self._address, self._hub_epoch), hub)
@@ -270,7 +278,9 @@ class SupervisorActor:
                     RemoveRetired(hub, SystemClock()),
                     FireSchedules(hub, SystemClock(), instances),
                 ]
-                self._supervisor = Supervisor(keeper, directory, SystemClock(), live_max=self._live_max, chores=chores)
+                self._supervisor = Supervisor(
+                    keeper, directory, SystemClock(), live_max=self._upkeep.live_max, chores=chores
+                )
                 await self._supervisor.run()
             except FencedError as error:
                 logger.warning("the hub was taken over: %s; this cluster stands down", error)
@@ -288,8 +298,9 @@ class SupervisorActor:
 class _Directory:
     """`ActorDirectory` over the cluster's named actors."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, upkeep: Upkeep) -> None:
         self._cluster = cluster
+        self._upkeep = upkeep
 
     async def live(self) -> set[str]:
         """Ids of the instances that have an actor. Raises ClusterConnectionError."""
@@ -308,7 +319,7 @@ class _Directory:
 
     def _create(self, instance_ids: list[str]) -> None:
         for instance_id in instance_ids:
-            self._cluster.make(OrchestrationActor, instance_name(instance_id), instance_id)
+            self._cluster.make(OrchestrationActor, instance_name(instance_id), instance_id, self._upkeep.idle_s)
 
 
 def _leave() -> None:

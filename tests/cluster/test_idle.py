@@ -1,0 +1,73 @@
+"""An instance that only waits has no process; an event or a timer brings it back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import ray
+
+import ray_durable as durable
+from ray_durable.engine import OwnerClaimed, TimerFired
+from ray_durable.runtime.explanation import Explanation
+from tests.cluster import flows
+from tests.cluster.harness import is_alive, kill, wait_until
+
+IDLE = timedelta(seconds=1)
+
+
+@pytest.fixture
+def idling(hub: durable.Hub, instance_id: str) -> Iterator[durable.Hub]:
+    """Another hub at the same root and on the same Ray, whose instances leave soon."""
+    with durable.connect(hub.address.root, hub=instance_id[:50], live_instances_max=2, idle_timeout=IDLE) as idling:
+        yield idling
+
+
+def actors(hub: durable.Hub) -> set[str]:
+    """The names of the hub's living actors."""
+    listed = ray.util.list_named_actors(all_namespaces=True)
+    return {entry["name"] for entry in listed if entry["namespace"] == hub.address.namespace}
+
+
+def left(handle: durable.Handle[Any], hub: durable.Hub) -> int:
+    """The process that owned the instance, once it has ended."""
+    owner = wait_until(handle.owner, "it has had an owner")
+    wait_until(lambda: f"instance:{handle.instance_id}" not in actors(hub), "its actor has left")
+    wait_until(lambda: not is_alive(owner.pid), "its process has ended")
+    return owner.pid
+
+
+def test_an_event_brings_it_back(idling: durable.Hub) -> None:
+    """More wait than may have an actor; status, explanation and a wait for the end wake none of them."""
+    handles = [idling.start(flows.asks_approval, instance_id=f"waiting-{number}") for number in range(3)]
+    pids = {left(handle, idling) for handle in handles}
+    assert len(pids) == 3
+    told: Explanation = handles[0].explain()
+    assert [one.name for one in told.waiting if one.kind == "external event"] == ["Approval"]
+    with pytest.raises(TimeoutError):
+        handles[0].result(3)
+    assert not {name for name in actors(idling) if name.startswith("instance:")}
+    for handle in handles:
+        handle.raise_event("Approval", "yes")
+    assert [handle.result(60) for handle in handles] == ["yes"] * 3
+
+
+def test_a_timer_brings_it_back_in_time(idling: durable.Hub) -> None:
+    """Not before it is due, and soon after; the supervisor that lived when it left is gone by then."""
+    handle = idling.start(flows.naps, 12.0, instance_id="sleeper")
+    left(handle, idling)
+    supervisor = ray.get_actor("supervisor", namespace=idling.address.namespace)
+    told: Any = ray.get(supervisor.describe.remote())
+    kill(told["pid"])
+    assert not [name for name in actors(idling) if name == "instance:sleeper"]
+    began_s = time.monotonic()
+    handle.result(60)
+    history = handle.history()
+    (fired,) = [event for event in history if isinstance(event, TimerFired)]
+    late_s = (fired.time_us - history[0].time_us) / 1_000_000 - 12
+    print(f"fired {late_s:.2f} s after it was due; waited {time.monotonic() - began_s:.1f} s")
+    assert 0 <= late_s < 5
+    assert len([event for event in history if isinstance(event, OwnerClaimed)]) == 2
