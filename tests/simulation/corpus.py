@@ -11,12 +11,21 @@ import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
+from ray_durable import registry
 from ray_durable.authoring import Orchestrator
 from ray_durable.engine import RuntimeStatus
 from ray_durable.errors import DurableError
+from ray_durable.runtime.schedules import (
+    Overlap,
+    ScheduleOptions,
+    define_schedule,
+    delete_schedule,
+    load_schedule,
+)
 from ray_durable.testing.simulation import Client, ClientCode, Simulation, model_outcome
 from tests.runtime import flows, model
 from tests.simulation import orchestrators as own
@@ -283,6 +292,36 @@ async def _reuses(client: Client) -> None:
     await client.ended()
 
 
+async def _schedules(client: Client, overlap: Overlap) -> None:
+    """Two firings at least, and then no more."""
+    hub, function = client.opened, own.loops
+    options = ScheduleOptions(cron="*/10 * * * *", timezone="UTC", overlap=overlap, catch_up=timedelta(minutes=30))
+    encoded = hub.codec.encode_call(function.calls, (1,), {}, where="arguments")
+    if "defined" not in client.notes:
+        reference, now_us = registry.reference_of(function).to_json(), client.hub.now_us()
+        wanted = options.schedule("often", function, encoded, reference, now_us)
+        await client.attempt(lambda: define_schedule(hub, wanted))
+        client.notes.add("defined")
+    while "deleted" not in client.notes:
+        await asyncio.sleep(60)
+        with contextlib.suppress(DurableError):
+            if (await load_schedule(hub, "often")).started >= 2:
+                client.notes.add("deleted")
+    await client.attempt(lambda: delete_schedule(hub, "often"))
+    await client.start(own.leaf, "a")
+    await client.ended()
+
+
+async def _schedules_one_by_one(client: Client) -> None:
+    await _schedules(client, "skip")
+
+
+async def _schedules_the_newest(client: Client) -> None:
+    await _schedules(client, "cancel_previous")
+
+
+_controlled("schedules_one_by_one", _schedules_one_by_one, one=[("Completed", "A")])
+_controlled("schedules_the_newest", _schedules_the_newest, one=[("Completed", "A")])
 _controlled("talks_to_child", _talks_to_child, one=[("Completed", "hello")], kid=[("Completed", "hello")])
 _controlled("talks_to_left_child", _talks_to_left_child, one=[("Completed", "left")], kid=[("Completed", "hello")])
 _controlled("two_instances", _waits_for_three, _sends_three, one=[("Completed", 14)], sender=[("Completed", "sent")])

@@ -55,6 +55,10 @@ class SimulatedHub(Hub):
     def _now_us(self) -> int:
         return self._clock.now_us()
 
+    def now_us(self) -> int:
+        """The time by the clock of its process."""
+        return self._now_us()
+
     async def repair(self) -> None:
         """What a client does that waits."""
         assert self._connection is not None

@@ -20,6 +20,7 @@ from ray_durable.errors import (
 from ray_durable.runtime.chores import RemoveRetired
 from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.dispatcher import Dispatcher
+from ray_durable.runtime.firing import FireSchedules
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.instance import Instance
 from ray_durable.runtime.lease import HOLDER_PACING, Lease, LeaseKeeper
@@ -190,7 +191,15 @@ class Cluster:
                     clock,
                     live_max=_LIVE_MAX,
                     interval_s=simulation.supervisor_interval_s,
-                    chores=[RemoveRetired(hub, clock)],
+                    chores=[
+                        RemoveRetired(hub, clock),
+                        FireSchedules(
+                            hub,
+                            clock,
+                            _Instances(self, process, hub),
+                            look_s=simulation.supervisor_interval_s,
+                        ),
+                    ],
                 )
                 await process.hosted.run()
             except FencedError:
@@ -301,7 +310,7 @@ class _DispatcherLine:
 
 
 class _Instances:
-    """`InstanceDirectory` of an owner's process."""
+    """`InstanceDirectory` and `ScheduledInstances` of a process."""
 
     def __init__(self, cluster: Cluster, process: Process, hub: OpenHub) -> None:
         self._cluster = cluster
@@ -323,6 +332,12 @@ class _Instances:
     async def admit(self, instance_id: str) -> None:
         """See `InstanceDirectory`."""
         self._cluster.simulation.admit(self._cluster, self._process, instance_id)
+
+    async def terminate(self, instance_id: str, reason: str, request_id: str) -> None:
+        """See `ScheduledInstances`."""
+        if self._cluster.find(owner_name(instance_id)) is None:
+            await self._require_running(instance_id)
+        await ask_instance(self._cluster, self._process, instance_id, "terminate", reason, request_id, True)
 
     async def _require_running(self, instance_id: str) -> None:
         status = await self._hub.status(instance_id)

@@ -157,7 +157,7 @@ class StorePort:
         scheduler.trace.append((scheduler.now_s, f"{process.name} {operation} {key} {fate.fault.name}"))
         forced = store.before(process, operation, key)
         fault = fate.fault if forced is None else forced
-        if fault is Fault.LATE and forced is not None and operation == "create":
+        if fault is Fault.LATE and operation == "create" and not process.is_alive:
             # The caller is dead. The worst moment is that in which its successor wants the same key.
             store.arrive_before_rival(process, key, data)
             return answer
