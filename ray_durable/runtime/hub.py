@@ -387,7 +387,13 @@ class OpenHub:
         """The payload with its bytes loaded."""
         if payload.data is not None or payload.blob is None:
             return payload
-        return payload.with_data(await get_blob(self.store, self.keys, run, payload.blob))
+        data = await get_blob(self.store, self.keys, run, payload.blob)
+        if len(data) != payload.size:
+            key = self.keys.blob(run, payload.blob)
+            raise CorruptLogError(
+                f"The blob {key} has {len(data)} bytes, and the log says {payload.size}: run storage/verify.py", key=key
+            )
+        return payload.with_data(data)
 
     async def offload(self, run: str, payload: Payload) -> Payload:
         """The payload, stored as a blob of `run` if it is over the inline limit."""

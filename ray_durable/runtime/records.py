@@ -49,6 +49,7 @@ from ray_durable.engine import (
 from ray_durable.errors import CorruptLogError
 from ray_durable.failure import Failure
 from ray_durable.payload import Payload
+from ray_durable.runtime.shapes import check_event, check_failure, check_payload
 
 __all__ = ["decode_events", "decode_payload", "encode_events", "encode_payload"]
 
@@ -103,7 +104,7 @@ def decode_events(lines: Iterable[bytes], sections: Sequence[bytes], *, key: str
 
 
 def _event(record: dict[str, Any], sections: Sequence[bytes]) -> Event:
-    return _READERS[record["type"]](record, sections, {"number": record["n"], "time_us": record["t"]})
+    return check_event(_READERS[record["type"]](record, sections, {"number": record["n"], "time_us": record["t"]}))
 
 
 def encode_payload(payload: Payload) -> dict[str, Any]:
@@ -130,12 +131,18 @@ def _payload_text(payload: Payload, sections: list[bytes]) -> str:
 
 
 def _payload(fields: dict[str, Any], sections: Sequence[bytes]) -> Payload:
+    if not isinstance(fields, dict):
+        raise TypeError("payload")
     if "json" in fields:
         return Payload.of("json", _text(fields["json"]).encode("utf-8", "backslashreplace"))
     if "blob" in fields:
-        return Payload(encoding=fields["encoding"], data=None, size=fields["size"], blob=fields["blob"])
+        blob = Payload(encoding=fields["encoding"], data=None, size=fields["size"], blob=fields["blob"])
+        return check_payload(blob)
     if "section" in fields:
-        return Payload.of(fields["encoding"], bytes(sections[fields["section"]]))
+        number = fields["section"]
+        if type(number) is not int or number < 0:
+            raise ValueError("sections are counted from 0")
+        return check_payload(Payload(encoding=fields["encoding"], data=sections[number], size=fields["size"]))
     ((encoding, encoded),) = fields.items()
     return Payload.of(encoding, base64.b64decode(encoded, validate=True))
 
@@ -154,7 +161,9 @@ def _failure_json(failure: Failure) -> dict[str, Any]:
 
 
 def _failure(fields: dict[str, Any]) -> Failure:
-    return Failure(
+    if not isinstance(fields, dict):
+        raise TypeError("failure")
+    failure = Failure(
         kind=fields["kind"],
         type_name=fields["type"],
         message=fields["message"],
@@ -163,6 +172,7 @@ def _failure(fields: dict[str, Any]) -> Failure:
         bases=tuple(fields.get("bases", ())),
         cause=_failure(fields["cause"]) if "cause" in fields else None,
     )
+    return check_failure(failure)
 
 
 def _lost(event: TaskCompleted | TaskFailed | MapCompleted) -> str:

@@ -56,6 +56,7 @@ def joined(text: str) -> str:
 
 texts = st.text(st.characters() | st.characters(categories=["Cs"]), max_size=20).map(joined)
 numbers = st.integers(0, 2**53)
+item_counts = st.integers(0, 10_000_000)
 documents = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
@@ -140,7 +141,7 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         TaskFailed, **place, task=numbers, failure=failures, attempt=numbers, heartbeat=st.none() | payloads
     ),
     TaskCanceled: st.builds(TaskCanceled, **place, task=numbers),
-    MapScheduled: st.builds(MapScheduled, **place, name=texts, items=payloads, count=numbers),
+    MapScheduled: st.builds(MapScheduled, **place, name=texts, items=payloads, count=item_counts),
     MapItemsScheduled: st.builds(
         MapItemsScheduled, **place, map=numbers, attempt=numbers, items=st.lists(numbers, max_size=5).map(tuple)
     ),
@@ -149,7 +150,7 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         **place,
         map=numbers,
         start=numbers,
-        count=numbers,
+        count=item_counts,
         results=payloads,
         failures=st.lists(st.tuples(numbers, failures), max_size=3).map(tuple),
         heartbeats=st.lists(st.tuples(numbers, payloads), max_size=3).map(tuple),

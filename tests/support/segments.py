@@ -40,7 +40,16 @@ def remade(header: Mapping[str, Any], lines: Sequence[bytes], sections: bytes) -
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))[:-1]
     text += "" if mac is None else f',"mac":"{mac}"'
     return rechecked(
-        b"".join((text.encode(), b',"sha256":"', _ZEROS, b'"}\n', *(line + b"\n" for line in lines), sections))
+        b"".join(
+            (
+                text.encode("utf-8", "backslashreplace"),
+                b',"sha256":"',
+                _ZEROS,
+                b'"}\n',
+                *(line + b"\n" for line in lines),
+                sections,
+            )
+        )
     )
 
 
