@@ -97,7 +97,7 @@ def _read(source: str, what: str) -> tuple[str, str]:
         return text, f"environment variable {name}"
     if kind == "file" and name:
         try:
-            return Path(name).read_text(), name
+            return Path(name).expanduser().read_text(), name
         except UnicodeDecodeError:
             # It may be a secret, of which the cause would show a part.
             raise ConfigurationError(f"The file {name} with the {what} is no text") from None
