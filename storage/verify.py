@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +25,7 @@ sys.path[:0] = [folder for folder in [str(Path(__file__).resolve().parent)] if f
 from verify_lib.findings import Report  # noqa: E402
 from verify_lib.hubs import HubCheck, hub_names  # noqa: E402
 from verify_lib.roots import Folder, Root, open_root  # noqa: E402
+from verify_lib.signatures import read_keys  # noqa: E402
 
 __all__ = ["main", "verify_hub"]
 
@@ -37,6 +38,7 @@ examples:
   python storage/verify.py ROOT --live 5                  while a cluster works on it: what is found is looked at
                                                           again 5 seconds later, and told if it is still so
   python storage/verify.py s3://bucket/durable --json     a bucket, with s3fs installed; for programs
+  python storage/verify.py ROOT --hub prod --key-file KEY a signed hub: whether all of it is signed, for its place
   python storage/verify.py BACKUP --now 2026-03-01T06:00  a copy, judged as of the time when it was made
 
 exit status: 0 no damage, 1 damage, 2 there is no such root or hub, or it cannot be read
@@ -44,18 +46,21 @@ exit status: 0 no damage, 1 damage, 2 there is no such root or hub, or it cannot
 
 
 def verify_hub(
-    hub: Path | Root, *, name: str = "", now_us: int | None = None, live_s: float | None = None, only: str | None = None
+    hub: Path | Root,
+    *,
+    name: str = "",
+    now_us: int | None = None,
+    live_s: float | None = None,
+    only: str | None = None,
+    keys: Mapping[str, bytes] | None = None,
 ) -> Report:
-    """Check a hub, given as its folder. `only` is an instance's id; `live_s` see --live."""
+    """Check a hub, given as its folder. `only` is an instance's id; `live_s` see --live; `keys` are of `read_keys`."""
     root = Folder(hub) if isinstance(hub, Path) else hub
     name = name or (hub.name if isinstance(hub, Path) else "")
-    return _verify(root, name, now_us, live_s, only, lambda count: None)
+    return _verify(HubCheck(root, name, now_us or time.time_ns() // 1_000, only, keys=keys), now_us, live_s)
 
 
-def _verify(
-    root: Root, name: str, now_us: int | None, live_s: float | None, only: str | None, progress: Callable[[int], None]
-) -> Report:
-    check = HubCheck(root, name, now_us or time.time_ns() // 1_000, only, progress)
+def _verify(check: HubCheck, now_us: int | None, live_s: float | None) -> Report:
     try:
         report = check.run()
         if live_s is not None and report.findings:
@@ -70,7 +75,10 @@ def _verify(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.key_file and options.instance:
+        parser.error("--key-file checks all of a hub, and --instance one instance: give one of them")
     try:
         root = open_root(options.root)
         hubs = [options.hub] if options.hub else hub_names(root)
@@ -100,7 +108,9 @@ def _verify_one(root: Root, hub: str, options: argparse.Namespace) -> Report:
             said_s = time.monotonic()
             print(f"{hub}: {count} instances so far", file=sys.stderr)
 
-    return _verify(root.below(f"{hub}/"), hub, options.now, options.live, options.instance, progress)
+    now_us, keys = options.now or time.time_ns() // 1_000, read_keys(options.key_file) if options.key_file else None
+    check = HubCheck(root.below(f"{hub}/"), hub, now_us, options.instance, progress, keys)
+    return _verify(check, options.now, options.live)
 
 
 def _print(report: Report) -> None:
@@ -120,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("root", help="the folder or URL that holds the hub, or several")
     parser.add_argument("--hub", metavar="NAME", help="check only this one")
     parser.add_argument("--instance", metavar="ID", help="check only this instance, without what is between instances")
+    parser.add_argument("--key-file", metavar="PATH", help="the hub is signed, with the keys in this file")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--live", type=float, metavar="SECONDS", help="a cluster works on it: look again after so long")
     parser.add_argument("--now", type=_time_us, metavar="TIME", help="judge ages as of this time, in ISO 8601 (UTC)")

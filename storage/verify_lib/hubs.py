@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -17,6 +17,7 @@ from verify_lib.logs import note_stray
 from verify_lib.messages import check_messages
 from verify_lib.roots import Root
 from verify_lib.segments import VERSION
+from verify_lib.signatures import check_signatures
 
 __all__ = ["HubCheck", "hub_names"]
 
@@ -25,13 +26,17 @@ _GRACE_S_DEFAULT = 24 * 3_600
 
 @dataclass(slots=True)
 class HubCheck:
-    """Checks one hub, or one instance of it; again as often as wanted. `progress` hears how many instances are done."""
+    """Checks one hub, or one instance of it; again as often as wanted. `progress` hears how many instances are done.
+
+    With `keys`, by id, every object must be signed with one of them.
+    """
 
     root: Root
     name: str
     now_us: int
     only: str | None = None
     progress: Callable[[int], None] = lambda count: None
+    keys: Mapping[str, bytes] | None = None
     _ledger: Ledger = field(default_factory=Ledger)
 
     def close(self) -> None:
@@ -57,6 +62,8 @@ class HubCheck:
 
     def _check_around(self, report: Report) -> None:
         """Everything that is no instance's own."""
+        if self.keys is not None:
+            check_signatures(self.root, self.name, self.keys, report)
         self._check_epochs(report)
         self._check_code(report)
         self._check_runs(report)

@@ -54,3 +54,8 @@ async def rounds(ctx: durable.OrchestrationContext, value: Any, left: int) -> An
         return None
     await ctx.wait_for_external_event("Go")
     return value
+
+
+@durable.orchestrator
+async def everything_but_events(ctx: durable.OrchestrationContext, value: Any) -> Any:
+    return await ctx.call_activity(hand_back, value)

@@ -11,12 +11,13 @@ import dataclasses
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import verify
 from ray_durable.engine import (
     ContinueAsNew,
     CustomStatusSet,
@@ -37,10 +38,11 @@ from ray_durable.engine import (
 from ray_durable.errors import ConfigurationError, CorruptLogError, DurableError, SerializationError
 from ray_durable.runtime.address import HubAddress
 from ray_durable.storage import Signer
-from tests.runtime.places import Order, everything, handed_back, rounds
+from tests.runtime.places import Order, everything, everything_but_events, handed_back, rounds
 from tests.support.segments import parts_of, remade
 from tests.support.skipping_loop import simulated
 from tests.support.world import World
+from verify_lib.signatures import read_keys
 
 KEY_VARIABLE = "RAY_DURABLE_TEST_KEY"
 KEY = "k" * 40
@@ -352,6 +354,38 @@ async def test_without_the_key_a_signed_hub_shows_its_structure_and_no_pickle(pr
         hub.codec.decode(end.result, where="result")
     with pytest.raises(ConfigurationError, match="is signed"):
         await hub.create()
+
+
+@simulated
+async def test_the_checker_finds_what_is_not_signed(tmp_path: Path) -> None:
+    """storage/verify.py with the key's file: every object that was made up, changed or moved, and no other."""
+    world = SignedWorld()
+    await world.hub.create()
+    await world.run(everything_but_events, Order("x" * 100_000))
+    await world.start(handed_back, "text", instance_id="two")
+    (tmp_path / "key").write_text(f"# ours\n{KEY}\n")
+    (tmp_path / "other").write_text("o" * 40)
+    keys = read_keys(str(tmp_path / "key"))
+
+    def found(given: Mapping[str, bytes] = keys) -> list[str]:
+        for key, data in objects_of(world).items():
+            (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / key).write_bytes(data)
+        report = verify.verify_hub(tmp_path / "hub", now_us=world.clock.now_us(), keys=given)
+        return [finding.key for finding in report.findings if finding.rule == "signature"]
+
+    assert found() == []
+    signed = [key for key in objects_of(world) if "/blobs/" not in key]
+    assert len(found(read_keys(str(tmp_path / "other")))) == len(signed) >= 6
+    for key in signed:
+        kept = objects_of(world)[key]
+        another = next(data for other, data in objects_of(world).items() if other in signed and other != key)
+        for forged in (kept.replace(b'"mac":"', b'"nac":"'), kept.replace(b"u", b"v"), another):
+            assert forged != kept
+            objects_of(world)[key] = forged
+            assert found() == [key.removeprefix("hub/")]
+        objects_of(world)[key] = kept
+    assert found() == []
 
 
 @simulated
