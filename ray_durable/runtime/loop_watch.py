@@ -61,8 +61,12 @@ class LoopWatch:
                 answered = False
                 asked = threading.Event()
                 self._loop.call_soon_threadsafe(self._sign, asked)
+            slept_s = time.monotonic()
             await asyncio.sleep(_PAUSE_S)
             answered = asked.is_set()
+            if time.monotonic() - slept_s > self._blocked_s:
+                # It was the process that stood still, this watch included: that says nothing of the code.
+                self._seen_s = time.monotonic()
             if self.is_blocked != self._is_reported:
                 self._is_reported = not self._is_reported
                 await self._tell(self.stack())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from ray_durable.errors import FencedError, StoreUnavailableError
+from ray_durable.errors import ClusterConnectionError, FencedError, StoreError, StoreUnavailableError
 from ray_durable.runtime.chores import Chore
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import HOLDER_PACING, Lease, LeaseKeeper, find_lease
@@ -304,3 +304,32 @@ async def test_callers_do_not_keep_those_they_call_from_their_turn() -> None:
         await office.hub.enter(dataclasses.replace(entry, depth=1))
     await office.supervisor.round()
     assert office.directory.actors == ["a", "b", "called 1", "called 2"]
+
+
+@simulated
+async def test_one_that_was_stopped_makes_no_actor_before_it_has_renewed_its_lease() -> None:
+    """The hub may have been taken over meanwhile: whoever asks is told, and nothing is made."""
+    office = Office()
+    await office.start("a", "b")
+    await office.supervisor.activate("a")
+    assert await claim_hub_epoch(office.world.objects, office.hub.keys, 2, {"epoch": 2})
+    await asyncio.sleep(60)
+    with pytest.raises(FencedError, match="epoch 2 replaced 1"):
+        await office.supervisor.activate("b")
+    with pytest.raises(FencedError, match="epoch 2 replaced 1"):
+        await office.supervisor.admit("b")
+    assert office.directory.actors == ["a"]
+
+
+@simulated
+async def test_a_store_that_refuses_keeps_actors_from_being_made() -> None:
+    """Nobody knows who holds the hub; whoever asks may ask again."""
+    office = Office()
+
+    async def refuse(operation: str, key: str) -> None:
+        raise StoreError("the credentials were withdrawn", url=office.store.url)
+
+    office.store.before = refuse
+    with pytest.raises(ClusterConnectionError, match="renew its lease"):
+        await office.supervisor.activate("a")
+    assert office.directory.actors == []

@@ -51,6 +51,11 @@ class Cluster:
         listed = ray.util.list_named_actors(all_namespaces=True)
         return [entry["name"] for entry in listed if entry["namespace"] == self._address.namespace]
 
+    def make_missing(self, made: type, name: str, *args: Any) -> None:
+        """See `make`; nothing is asked of an actor that is there."""
+        if name not in self.names():
+            self.make(made, name, *args)
+
     def make(self, made: type, name: str, *args: Any) -> Any:
         """The actor with this name, made of the class `made` if there is none: of address, epoch and `args`."""
         # `get_if_exists` may still lose the race against a dying namesake: look again.

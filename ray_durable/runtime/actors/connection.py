@@ -312,7 +312,7 @@ class Connection:
         self._hub.epoch = epoch
         self._joined = ray.get_runtime_context().gcs_address
         self._cluster = Cluster(self._address, epoch)
-        self._cluster.make(DispatcherActor, DISPATCHER)
+        self._cluster.make(DispatcherActor, DISPATCHER, self._upkeep)
         self._cluster.make(SupervisorActor, SUPERVISOR, self._upkeep)
 
 

@@ -19,12 +19,13 @@ from ray_durable.engine import ExecutionTerminated
 from ray_durable.errors import FencedError, InstanceNotFoundError
 from ray_durable.payload import Payload
 from ray_durable.runtime.actors.calls import InstanceActors
-from ray_durable.runtime.actors.cluster import DISPATCHER, Cluster, instance_name
+from ray_durable.runtime.actors.cluster import DISPATCHER, SUPERVISOR, Cluster, instance_name
 from ray_durable.runtime.actors.exchange import DispatcherHandle
 from ray_durable.runtime.actors.launcher import RayLauncher
+from ray_durable.runtime.actors.processes import ActorProcesses
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.channel import ChannelServer
-from ray_durable.runtime.chores import Chore, RemoveRetired
+from ray_durable.runtime.chores import Chore, RemoveRetired, pursue
 from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.dispatcher import Dispatcher
 from ray_durable.runtime.explanation import Explanation, explain_stored
@@ -40,6 +41,7 @@ from ray_durable.runtime.ports import SystemClock
 from ray_durable.runtime.supervisor import Supervisor
 from ray_durable.runtime.termination import record_termination
 from ray_durable.runtime.upkeep import Upkeep
+from ray_durable.runtime.watchdog import Watchdog
 from ray_durable.storage import ClaimLostError
 
 __all__ = ["DispatcherActor", "OrchestrationActor", "SupervisorActor"]
@@ -193,9 +195,12 @@ class OrchestrationActor:
 
 
 class DispatcherActor:
-    """Hosts the dispatcher, on a loop of its own; instances exchange over a direct line, or over Ray without one."""
+    """Hosts the dispatcher, on a loop of its own; instances exchange over a direct line, or over Ray without one.
 
-    def __init__(self, address: HubAddress, hub_epoch: int) -> None:
+    It watches over the supervisor, as that does over it.
+    """
+
+    def __init__(self, address: HubAddress, hub_epoch: int, upkeep: Upkeep) -> None:
         launcher = RayLauncher(address)
         self._dispatcher = Dispatcher(launcher, hub_epoch=hub_epoch)
         self._loop = LoopThread(name="dispatcher")
@@ -203,6 +208,14 @@ class DispatcherActor:
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._loop.submit(launcher.listen(host))
         self._endpoint = self._loop.submit(server.listen(host))
+        cluster = Cluster(address, hub_epoch)
+        supervisors = ActorProcesses(
+            cluster,
+            is_watched=lambda name: name == SUPERVISOR,
+            # One that is made in a cluster that was replaced sees that, and ends what is left of it.
+            make_missing=lambda: cluster.make_missing(SupervisorActor, SUPERVISOR, upkeep),
+        )
+        self._loop.submit(pursue(Watchdog(supervisors, SystemClock(), silence_s=upkeep.silence_s)))
 
     async def attach(self, run: str, instance_id: str) -> tuple[Attachment, Endpoint | None]:
         """See `Dispatcher.attach`; with the way to the direct line."""
@@ -218,6 +231,10 @@ class DispatcherActor:
     async def explain(self, run: str) -> list[CallState]:
         """See `Dispatcher.explain`."""
         return await self._ask(self._dispatcher.explain(run))
+
+    async def describe(self) -> dict[str, Any]:
+        """The process, for whoever wants a sign of life."""
+        return {"pid": os.getpid()}
 
     async def snapshot(self) -> dict[str, Any]:
         """See `Dispatcher.snapshot`."""
@@ -277,6 +294,7 @@ class SupervisorActor:
                 chores: list[Chore] = [
                     RemoveRetired(hub, SystemClock()),
                     FireSchedules(hub, SystemClock(), instances),
+                    Watchdog(directory.processes(), SystemClock(), silence_s=self._upkeep.silence_s),
                 ]
                 self._supervisor = Supervisor(
                     keeper, directory, SystemClock(), live_max=self._upkeep.live_max, chores=chores
@@ -310,8 +328,16 @@ class _Directory:
 
     async def keep_dispatcher(self) -> None:
         """See `ActorDirectory`."""
-        if DISPATCHER not in await asyncio.to_thread(self._cluster.names):
-            await asyncio.to_thread(self._cluster.make, DispatcherActor, DISPATCHER)
+        await asyncio.to_thread(self._make_dispatcher)
+
+    def processes(self) -> ActorProcesses:
+        """Those that the supervisor watches: all but its own."""
+        return ActorProcesses(
+            self._cluster, is_watched=lambda name: name != SUPERVISOR, make_missing=self._make_dispatcher
+        )
+
+    def _make_dispatcher(self) -> None:
+        self._cluster.make_missing(DispatcherActor, DISPATCHER, self._upkeep)
 
     async def create(self, instance_ids: Sequence[str]) -> None:
         """Make an actor for each that has none."""
