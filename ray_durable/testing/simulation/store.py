@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_durable.errors import StoreError, StoreUnavailableError
+from ray_durable.errors import StoreUnavailableError
 from ray_durable.testing.simulation.scheduler import Process, Scheduler
 from ray_durable.testing.simulation.weather import Fault, Weather
 
@@ -184,9 +184,4 @@ class StorePort:
         if fault in (Fault.LOST, Fault.ANSWER_LOST, Fault.LATE):
             error = StoreUnavailableError("no answer came", url=URL)
             scheduler.after(fate.patience_s, lambda: reply(error))
-        elif fault is Fault.HIDDEN:
-            scheduler.after(fate.there_s + fate.back_s, lambda: reply(False))
-        elif fault is Fault.REFUSED:
-            refused = StoreError("the credentials were withdrawn", url=URL)
-            scheduler.after(fate.there_s + fate.back_s, lambda: reply(refused))
         return answer

@@ -35,7 +35,7 @@ _OUTCOMES = {
 
 
 _STANDING_DOWN_S = 60.0
-_LATE_RENEWALS_MAX = 2
+_LATE_RENEWALS_MAX = 6
 
 
 class Violation(AssertionError):
@@ -135,7 +135,7 @@ class Watcher:
             if epoch >= max(self._hub_epochs, default=0):
                 return
             superseded_s = min(since_s for newer, since_s in self._hub_epochs.items() if newer > epoch)
-            # What was on its way, or a process that stood still, may renew it once more, however often that is sent.
+            # A process that stood still may renew it in the round in which it did, a few times while the store is slow.
             if now_s - superseded_s > _STANDING_DOWN_S:
                 self._late_renewals[epoch].add(data)
             if len(self._late_renewals[epoch]) > _LATE_RENEWALS_MAX:
