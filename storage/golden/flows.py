@@ -149,3 +149,28 @@ async def columns(ctx: durable.OrchestrationContext, count: int) -> int:
 @durable.orchestrator(name="golden.mapped")
 async def mapped(ctx: durable.OrchestrationContext, names: list[str]) -> list[str]:
     return await ctx.map(work, names)
+
+
+class Point:
+    """A value that only pickle can hold."""
+
+    def __init__(self, x: int, y: int) -> None:
+        self.x = x
+        self.y = y
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Point) and (self.x, self.y) == (other.x, other.y)
+
+    def __hash__(self) -> int:
+        return hash((self.x, self.y))
+
+
+@durable.activity(name="golden.move")
+def move(point: Any, by: int) -> Any:
+    return Point(point.x + by, point.y + by)
+
+
+@durable.orchestrator(name="golden.pickles")
+async def pickles(ctx: durable.OrchestrationContext) -> int:
+    point = await ctx.call_activity(move, Point(1, 2), 3)
+    return int(point.x * point.y)

@@ -1,6 +1,6 @@
-"""Record a root as today's code writes it: `python storage/golden/record.py NAME`. See README.md beside this file.
+"""Record a root as today's code writes it: `python storage/golden/record.py NAME [--ray]`. See README.md.
 
-The real runtime runs without Ray, on virtual time: instances, dispatcher, worker code and storage. Random ids differ
+Without Ray the real runtime runs on virtual time: instances, dispatcher, worker code and storage. Random ids differ
 from one recording to the next.
 """
 
@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [folder for folder in (str(HERE.parent), str(HERE.parents[1])) if folder not in sys.path]
 
+import ray_durable as durable  # noqa: E402
 from golden import flows  # noqa: E402
+from ray_durable import registry  # noqa: E402
 from ray_durable.codec import Limits  # noqa: E402
 from ray_durable.reader import browse  # noqa: E402
 from ray_durable.runtime.hub import OpenHub  # noqa: E402
 from ray_durable.runtime.lifecycle import Start, fork_instance, purge_instance, start_instance  # noqa: E402
-from ray_durable.storage import ObjectStore, OpenEntry, add_open, claim_hub_epoch, create_hub, write_lease  # noqa: E402
+from ray_durable.storage import ObjectStore, OpenEntry, add_open, create_hub  # noqa: E402
 from ray_durable.storage.memory import MemoryStore  # noqa: E402
 from ray_durable.testing.virtual_time import simulate  # noqa: E402
 from tests.support.town import Town  # noqa: E402
 
-__all__ = ["HUB", "GoldenTown", "finish_open", "record", "summarize_root"]
+__all__ = ["HUB", "GoldenTown", "finish_open", "record", "record_on_ray", "summarize_root"]
 
 HUB = "hub"
 
@@ -33,11 +37,17 @@ _INLINE_BYTES_MAX = 2_048
 """Low, so that blobs stay small."""
 
 
+_IDLE_S = 60.0
+"""After so long without anything to do, owners leave; a wake hint stays."""
+
+_YEARS_US = 50 * 366 * 86_400 * 1_000_000
+
+
 class GoldenTown(Town):
     """A town whose objects can be read from a folder and written to one."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        super().__init__()
+        super().__init__(idle_s=_IDLE_S)
         if folder is not None:
             self._objects().update({_key(folder, path): path.read_bytes() for path in _files(folder)})
 
@@ -72,15 +82,11 @@ def record(folder: Path) -> None:
     async def run() -> None:
         town = GoldenTown()
         await create_hub(town.objects, town.hub.keys, {"grace_s": town.grace_s})
-        for epoch in (1, 2):
-            holder = {"epoch": epoch, "cluster": "127.0.0.1:1", "host": "here", "boot": "", "pid": 1}
-            await claim_hub_epoch(town.objects, town.hub.keys, epoch, holder)
-        await write_lease(town.objects, town.hub.keys, {**holder, "renewed_us": town.clock.now_us()})
         await _end_some(town)
         await _begin_again(town)
         await _leave_some(town)
-        # Whatever can go on has come to rest: nothing is in the middle of a write.
-        await asyncio.sleep(60)
+        # Whatever can go on has come to rest, and owners have left what waits.
+        await asyncio.sleep(5 * _IDLE_S)
         await _leave_traces(town)
         town.write(folder)
         await town.close()
@@ -163,6 +169,8 @@ async def _leave_some(town: GoldenTown) -> None:
     await town.command("suspended", "suspend", "maintenance", "suspend-1")
     await town.raise_event("Go", "while suspended", "go-3", "suspended")
     await _start_unknown(town)
+    await _start_later(town, "later", 100_000_000_000_000)
+    await _start_later(town, "begun later", 2_000_000)
     for _ in range(2):
         # Another owner each: claims.
         owner = town.living("sleeper")
@@ -179,6 +187,20 @@ async def _start_unknown(town: GoldenTown) -> None:
     await start_instance(town.hub, start, now_us=town.clock.now_us())
 
 
+async def _start_later(town: GoldenTown, instance_id: str, wait_us: int) -> None:
+    """An instance that begins later."""
+    now_us = town.clock.now_us()
+    start = Start(
+        instance_id=instance_id,
+        name=flows.waits.name,
+        input=town.hub.codec.encode_call(flows.waits.calls, ("Go",), {}, where="recording"),
+        request_id=f"{instance_id}-1",
+        reference=registry.reference_of(flows.waits).to_json(),
+        due_us=now_us + wait_us,
+    )
+    await start_instance(town.hub, start, now_us=now_us)
+
+
 async def _leave_traces(town: GoldenTown) -> None:
     """What a start leaves whose client died between its two writes."""
     entry = OpenEntry(
@@ -190,23 +212,48 @@ async def _leave_traces(town: GoldenTown) -> None:
     await add_open(town.objects, town.hub.keys, entry)
 
 
-def finish_open(folder: Path, events: dict[str, str]) -> GoldenTown:
+def record_on_ray(folder: Path) -> None:
+    """Write a root with a real Ray: processes of their own, a local root, values that are pickled."""
+    # Workers find the functions where this process does.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
+    with durable.connect(str(folder), hub=HUB) as hub:
+        ended = [
+            hub.start(flows.chain, ["a", "b"], instance_id="chain"),
+            hub.start(flows.columns, 100, instance_id="columns"),
+            hub.start(flows.calls, "child", "Go", instance_id="parent"),
+            hub.start(flows.pickles, instance_id="pickled"),
+        ]
+        waiting = hub.start(flows.waits, "Go", instance_id="waiting")
+        hub.start(flows.sleeps, 1_000_000_000, instance_id="sleeper")
+        while hub.get("parent").status().runtime_status != "Running" or not hub.instances(prefix="child"):
+            time.sleep(0.1)
+        hub.get("child").raise_event("Go", "went")
+        for handle in ended:
+            handle.result(timeout=120)
+        while waiting.status().runtime_status != "Running" or hub.get("sleeper").status().runtime_status != "Running":
+            time.sleep(0.1)
+    import ray
+
+    ray.shutdown()
+
+
+def finish_open(folder: Path, events: dict[str, str | None]) -> GoldenTown:
     """Let what has not ended in a recorded root go on to its end with the code of today; the objects then.
 
-    `events` are raised: the name of the event that each of these instances waits for.
+    Many years have passed. `events` are raised: the name of the event that each of these instances waits for, None for
+    one that has it and is to be resumed.
     """
 
     async def run() -> GoldenTown:
         town = GoldenTown(folder)
+        town.clock.skew_us = _YEARS_US
         await asyncio.sleep(10)
         for instance_id, name in events.items():
-            if (await town.status(instance_id)).runtime_status == "Suspended":
+            if name is None:
                 await town.command(instance_id, "resume", "", f"resume {instance_id}")
-            await town.raise_event(name, "at last", f"event for {instance_id}", instance_id)
-        async with asyncio.timeout(100_000_000):
-            while any([not (await town.status(one)).is_ended for one in events]):
-                await asyncio.sleep(1_000)
-        await asyncio.sleep(100)
+            else:
+                await town.raise_event(name, "at last", f"event for {instance_id}", instance_id)
+        await asyncio.sleep(10_000)
         await town.close()
         return town
 
@@ -228,11 +275,13 @@ def summarize_root(folder: Path) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """See the module."""
-    if len(arguments) != 1 or (HERE / arguments[0]).exists():
-        print("usage: python storage/golden/record.py NAME   (of a root that is not there yet)", file=sys.stderr)
+    if arguments[1:] not in ([], ["--ray"]) or not arguments or (HERE / arguments[0]).exists():
+        print(
+            "usage: python storage/golden/record.py NAME [--ray]   (NAME of one that is not there yet)", file=sys.stderr
+        )
         return 2
     folder = HERE / arguments[0]
-    record(folder)
+    (record_on_ray if arguments[1:] else record)(folder)
     expected = json.dumps(summarize_root(folder), indent=1, ensure_ascii=False)
     (folder / "expected.json").write_text(f"{expected}\n", encoding="utf-8")
     return 0

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from verify_lib import names
 from verify_lib.findings import Report
-from verify_lib.index import check_orphans, check_retired, enter_retired
+from verify_lib.index import check_orphans, check_retired, enter_retired, read_object
 from verify_lib.instances import Scope, check_instance
 from verify_lib.ledger import Ledger
 from verify_lib.logs import note_stray
@@ -67,6 +67,7 @@ class HubCheck:
         self._check_epochs(report)
         self._check_code(report)
         self._check_runs(report)
+        self._check_schedules(report)
         check_orphans(self.root, report, self._ledger, self.now_us)
         check_retired(report, self._ledger)
         check_messages(report, self._ledger)
@@ -147,6 +148,19 @@ class HubCheck:
         for digest, instance in self._ledger.ask("SELECT digest, MIN(instance) FROM code GROUP BY digest"):
             if digest not in stored:
                 report.add_damage("code", f"code/{digest}", f"missing, and {instance!r} was started with it", instance)
+
+    def _check_schedules(self, report: Report) -> None:
+        """Each revision of a schedule says what its name says; what cannot be read would be taken for none."""
+        for name in self.root.names("schedules/"):
+            key, found = f"schedules/{name}", names.SCHEDULE.fullmatch(name)
+            if found is None:
+                note_stray(report, key)
+                continue
+            fields = read_object(self.root, key) or {}
+            schedule = fields.get("schedule")
+            is_right = isinstance(schedule, str) and names.encode_id(schedule) == found["id"]
+            if not is_right or fields.get("revision") != int(found["revision"]):
+                report.add_damage("schedule", key, "the schedule does not say what its name says")
 
     def _check_runs(self, report: Report) -> None:
         for place in self.root.names("runs/"):

@@ -28,6 +28,7 @@ IN_RUN = re.compile(r"log/(?P<folder>[0-9]{9,})/(?P<seq>[0-9]{12,})|blobs/(?P<bl
 RUN = re.compile(r"[0-9a-f]{32}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 ENDED = re.compile(r"[0-9]{8}/[0-9]{13,}\.[a-z]+\.[a-z0-9_%-]+")
+SCHEDULE = re.compile(r"(?P<id>[a-z0-9_%-]+)\.(?P<revision>[0-9]{12,})")
 RETIRED = re.compile(r"(?P<due_ms>[0-9]{13,})\.(?P<id>[a-z0-9_%-]+)")
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")

@@ -412,12 +412,6 @@ def _without_instance(root: Root, instance: str, *, keeps_entry: bool = False) -
         del root.objects[key]
 
 
-def _lose_call(root: Root) -> None:
-    """A call that was delivered, as its sender says."""
-    _append("waiting parent", {"type": "OutboxDelivered", "messages": [2]})(root)
-    _without_instance(root, "named child")
-
-
 def _forget_purge(root: Root) -> None:
     """The first execution is gone, and nothing says why."""
     folder = names.execution_folder("purged and back")
@@ -531,7 +525,7 @@ HUB_DAMAGE: list[tuple[str, str, Break]] = [
     ("an answer that nobody gave", "child", _edit("parent", lambda log: _answer(log, "99.1.parent:1:2"))),
     ("an answer of a nobody", "child", lambda root: _without_instance(root, "parent:1:2")),
     ("a caller that did not call", "child", _start("chain", parent={"instance": "teller", "execution": 1, "task": 2})),
-    ("a call that is lost", "undelivered", _lose_call),
+    ("a call that is lost", "undelivered", lambda root: _without_instance(root, "named child")),
     ("an end that nobody is told of", "undelivered", lambda root: _end(root, "named child")),
     ("an event that is lost", "undelivered", _lose_event),
     ("a termination that is lost", "undelivered", _ignore_cancellation),
@@ -547,10 +541,21 @@ HUB_DAMAGE: list[tuple[str, str, Break]] = [
     ("settings that cannot be read", "hub", _put("hub.json", b"?")),
     ("settings of another hub", "hub", _rewrite("hub.json", hub="other")),
     ("a hub of a later version", "version", _rewrite("hub.json", v=2)),
-    ("a hub epoch left out", "hub-epoch", _drop("lease/epochs/000000000001")),
-    ("a hub epoch that claims another", "hub-epoch", _rewrite("lease/epochs/000000000002", epoch=1)),
-    ("a lease that nobody claimed", "lease", _rewrite("lease/holder", epoch=3)),
+    ("a hub epoch left out", "hub-epoch", _put("lease/epochs/000000000003", b'{"epoch":3}')),
+    ("a hub epoch that claims another", "hub-epoch", _rewrite("lease/epochs/000000000001", epoch=2)),
+    ("a lease that nobody claimed", "lease", _rewrite("lease/holder", epoch=2)),
     ("a lease that is none", "lease", _put("lease/holder", b"?")),
+    (
+        "a schedule of another name",
+        "schedule",
+        _put("schedules/x.000000000001", b'{"v":1,"schedule":"y","revision":1}'),
+    ),
+    (
+        "a schedule of another revision",
+        "schedule",
+        _put("schedules/x.000000000002", b'{"v":1,"schedule":"x","revision":1}'),
+    ),
+    ("a schedule that is none", "schedule", _put("schedules/x.000000000001", b"?")),
     ("captured code that is missing", "code", _reference(DIGEST)),
     ("captured code that is another", "code", _with_code),
 ]
@@ -564,6 +569,7 @@ NOTES: list[tuple[str, str, Break]] = [
     ("a file in a run", "stray", lambda root: root.objects.update({f"{root.one(BLOB)[:-64]}x": b"x"})),
     ("a file beside the executions", "stray", _put("instances/94/chain/backup")),
     ("a file in the open set's place", "stray", _put("index/opened/chain")),
+    ("a file among the schedules", "stray", _put("schedules/x")),
     ("a file in the hub", "stray", _put("notes.txt")),
     ("an unfinished file", "temporary", _put("index/open/.tmp-0123456789abcdef")),
     ("a run of nobody", "run", _put(f"runs/{names.spread('0' * 32)}/{'0' * 32}/blobs/{DIGEST}")),
@@ -594,6 +600,12 @@ def test_damage_in_a_log_is_found(root: Root, rule: str, damage: Break) -> None:
     """It is told once, as damage, by its rule; nothing else is said."""
     damage(root)
     assert [(one.is_damage, one.rule) for one in root.findings()] == [(True, rule)]
+
+
+def test_a_schedule_is_no_finding(root: Root) -> None:
+    """One that says what its name says."""
+    _put("schedules/x.000000000001", b'{"v":1,"schedule":"x","revision":1}')(root)
+    assert root.findings() == []
 
 
 def test_a_sound_root_has_no_findings(root: Root) -> None:
@@ -678,11 +690,11 @@ class TestCommand:
         """Each finding is a line with the object's key and the rule; for programs it is JSON."""
         folder = tmp_path / "root"
         shutil.copytree(recorded, folder)
-        (folder / record.HUB / "lease" / "epochs" / f"{1:012}").unlink()
+        (folder / record.HUB / "lease" / "epochs" / f"{3:012}").write_text('{"epoch": 3}')
         completed = self.run(SCRIPT, folder, "--hub", record.HUB, cwd=tmp_path)
         assert completed.returncode == 1
-        key = f"lease/epochs/{2:012}"
-        assert f"DAMAGE {record.HUB}/{key}: the claim of epoch 1 is missing before it [hub-epoch]" in completed.stdout
+        key = f"lease/epochs/{3:012}"
+        assert f"DAMAGE {record.HUB}/{key}: the claim of epoch 2 is missing before it [hub-epoch]" in completed.stdout
         (report,) = json.loads(self.run(SCRIPT, folder, "--json", cwd=tmp_path).stdout)
         (damage,) = [one for one in report["findings"] if one["severity"] == "damage"]
         assert (damage["rule"], damage["key"], report["hub"]) == ("hub-epoch", key, record.HUB)
