@@ -141,6 +141,8 @@ class Killer:
         return 1
 
     async def _kill_cluster(self) -> int:
+        """Once all that was killed before goes on: else there is little to lose."""
+        await self.rest()
         self._load.pause()
         owned = await self._owned()
         self.pids.update(self.cluster.processes())
@@ -157,6 +159,7 @@ class Killer:
 
     async def _take_over(self) -> int:
         """Two clusters on one root: the older one stands down, and tells its callers."""
+        await self.rest()
         newer = Cluster(self._settings)
         await newer.start()
         self.pids.update(self.cluster.processes())
