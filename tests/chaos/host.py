@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -24,6 +25,8 @@ import ray_durable as durable
 from tests.chaos import flows
 
 _THREADS = 64
+_IDLE = timedelta(seconds=2)
+"""How long an instance has a process that it does not need."""
 
 _SYSTEM = {
     # By default, workers come last wherever another process wants the processor.
@@ -89,7 +92,9 @@ class Host:
 
     def connect(self, root: str, storage_options: str | None, takeover: bool) -> None:
         """Take or join the hub."""
-        self._hub = durable.connect(root, storage_options=storage_options, shared=True, takeover=takeover)
+        self._hub = durable.connect(
+            root, storage_options=storage_options, shared=True, takeover=takeover, idle_timeout=_IDLE
+        )
 
     def start(self, name: str, args: list[Any], instance_id: str) -> None:
         """Start an instance."""

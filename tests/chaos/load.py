@@ -21,6 +21,7 @@ from tests.chaos.cluster import Cluster, HostError, HostLostError
 __all__ = ["Job", "Load", "Violation", "random_job"]
 
 _LOOK_S = 0.5
+_REST_MS = 9_000
 _AGAIN_S = 0.2
 
 _PASSING = frozenset({"ClusterConnectionError", "HubHeldError", "FencedError", "StoreUnavailableError"})
@@ -54,8 +55,10 @@ class Job:
 def random_job(number: int, prefix: str, size: float) -> Job:
     """An instance of a random kind, the same for the same arguments: left in peace, ten to thirty seconds of work times
     `size`."""
-    rng = random.Random(f"{prefix}-{number}")
-    kind = rng.choice(list(_KINDS))
+    kinds, rng = list(_KINDS), random.Random(f"{prefix}-{number}")
+    # Each kind once in as many instances as there are kinds.
+    random.Random(f"{prefix} round {number // len(kinds)}").shuffle(kinds)
+    kind = kinds[number % len(kinds)]
     name, args, result, events = _KINDS[kind](rng, size)
     return Job(instance=f"{prefix}-{number:04}-{kind}", name=name, args=args, result=result, events=events)
 
@@ -86,6 +89,11 @@ def _mapped(rng: random.Random, size: float) -> Any:
 
 def _naps(rng: random.Random, size: float) -> Any:
     return _of(flows.naps, [8, int(size * 1_500)], 8)
+
+
+def _rests(rng: random.Random, size: float) -> Any:
+    """Waits longer than instances without anything to do have a process."""
+    return _of(flows.naps, [1, _REST_MS], 1)
 
 
 def _collects(rng: random.Random, size: float) -> Any:
@@ -119,6 +127,7 @@ _KINDS: dict[str, Callable[[random.Random, float], Any]] = {
     "gathered": _gathered,
     "mapped": _mapped,
     "naps": _naps,
+    "rests": _rests,
     "collects": _collects,
     "collecting-rounds": _collects_in_rounds,
     "family": _family,
