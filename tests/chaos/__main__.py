@@ -121,6 +121,7 @@ async def run(options: argparse.Namespace, root: Root, folder: Path) -> Findings
             await _kill(options, load, killer)
             await load.drain(_DRAIN_S_MAX)
             await killer.rest()
+            await killer.see_off()
             findings.violations += await _leave(killer)
             audit = Audit(jobs=load.jobs, runs=read_ledger(ledger), killed=killer.pids)
             audit.check(reader)

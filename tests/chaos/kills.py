@@ -13,8 +13,9 @@ import random
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import ray_durable as durable
 from tests.chaos.cluster import DISPATCHER, ORCHESTRATOR, SUPERVISOR, Cluster, HostError, HostLostError, Settings, until
@@ -57,6 +58,7 @@ class Killer:
         self._settings = settings
         self._load = load
         self._watching: set[asyncio.Task[None]] = set()
+        self._farewells: set[asyncio.Task[None]] = set()
         self._disturbances = 0
         self._journal = settings.folder / "kills"
         load.use(cluster)
@@ -80,9 +82,14 @@ class Killer:
         return count > 0
 
     async def rest(self) -> None:
-        """Wait for what is still being watched."""
+        """Wait until all that was killed goes on."""
         if self._watching:
             await asyncio.wait(self._watching)
+
+    async def see_off(self) -> None:
+        """Wait until nothing is left of killed nodes."""
+        if self._farewells:
+            await asyncio.wait(self._farewells)
 
     async def actors_left(self) -> list[str]:
         """The actors of instances that are there although all have ended."""
@@ -133,9 +140,8 @@ class Killer:
         for pid in [nodes[name], *(below if self._rng.random() < 0.5 else ())]:
             self._kill(pid)
         self.pids.update(below)
-        self.watch(
-            self._see(lambda: not any(map(is_alive, below)), f"the processes of a dead raylet ({below}) have ended")
-        )
+        left = self._see(lambda: not any(map(is_alive, below)), f"the processes of a dead raylet ({below}) have ended")
+        _keep(self._farewells, left)
         await self._replace(name)
         self.back_s["node"].append(time.monotonic() - began_s)
         return 1
@@ -275,11 +281,9 @@ class Killer:
         if kind:
             self.back_s[kind].append(time.monotonic() - began_s)
 
-    def watch(self, seeing: Awaitable[None]) -> None:
+    def watch(self, seeing: Coroutine[Any, Any, None]) -> None:
         """See to its end what goes on beside the next kills."""
-        task = asyncio.ensure_future(seeing)
-        self._watching.add(task)
-        task.add_done_callback(self._watching.discard)
+        _keep(self._watching, seeing)
 
     def _note(self, line: str) -> None:
         """A line in the file of kills, for whoever looks further."""
@@ -300,6 +304,13 @@ class Killer:
         except ProcessLookupError:
             return 0
         return 1
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Let it go on beside, until it has ended: loops hold their tasks weakly."""
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _pid(status: durable.InstanceStatus) -> int:
