@@ -55,6 +55,7 @@ class Host:
         self._node_arguments: dict[str, Any] = {}
         self._hub: durable.Hub
         self._bare: Any = None
+        self._measuring = threading.Lock()
         self._node_count = 0
         threading.Thread(target=self._reap, daemon=True).start()
 
@@ -119,15 +120,17 @@ class Host:
 
     def restart_bare_actor(self) -> float:
         """Kill the process of an actor that does nothing; the seconds until it answers again."""
-        if self._bare is None:
-            bare = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(_Bare)
-            self._bare = bare.options(lifetime="detached", name="bare", namespace="chaos").remote()
-        killed = self._pid_of_bare_actor()
-        os.kill(killed, signal.SIGKILL)
-        began_s = time.monotonic()
-        while self._pid_of_bare_actor() == killed:
-            pass
-        return time.monotonic() - began_s
+        # Requests run side by side: the one must not kill what the other is measuring.
+        with self._measuring:
+            if self._bare is None:
+                bare = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(_Bare)
+                self._bare = bare.options(lifetime="detached", name="bare", namespace="chaos").remote()
+            killed = self._pid_of_bare_actor()
+            os.kill(killed, signal.SIGKILL)
+            began_s = time.monotonic()
+            while self._pid_of_bare_actor() == killed:
+                pass
+            return time.monotonic() - began_s
 
     def _pid_of_bare_actor(self) -> int:
         while True:
