@@ -56,11 +56,16 @@ class Activities:
         self._releaser.recall(history)
 
     async def attach(self, report: Callable[[str], Awaitable[None]]) -> Attachment:
-        """What the dispatcher holds of the run; asked until it answers, and each trouble reported."""
+        """What the dispatcher holds of the run; asked until it answers, and each trouble reported.
+
+        FencedError once another cluster has taken the hub over: here is no dispatcher any more, and nobody else who
+        would end this owner.
+        """
         while True:
             try:
                 return await self._link.attach()
             except DispatcherLostError as error:
+                await self._hub.require_held()
                 await report(f"the dispatcher cannot be reached: {error}")
                 await asyncio.sleep(_RETRY_S)
 

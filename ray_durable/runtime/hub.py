@@ -42,6 +42,7 @@ from ray_durable.engine import (
 from ray_durable.errors import (
     ConfigurationError,
     CorruptLogError,
+    FencedError,
     FunctionNotFoundError,
     InstanceNotFoundError,
 )
@@ -63,6 +64,7 @@ from ray_durable.storage import (
     WakeHint,
     add_open,
     create_hub,
+    current_hub_epoch,
     find_open,
     forget_ended,
     get_blob,
@@ -170,6 +172,12 @@ class OpenHub:
                 )
         # A local root may be new: what it is trusted with is known only now.
         self.codec = Codec(trust=_trust(self.store, self.keys.signer), limits=self.limits)
+
+    async def require_held(self) -> None:
+        """FencedError once a newer hub epoch exists: another cluster has taken the hub over."""
+        newest = await current_hub_epoch(self.store, self.keys, known=self.epoch)
+        if newest > self.epoch:
+            raise FencedError(f"hub epoch {newest} replaced {self.epoch}", key=self.keys.hub_epoch(newest))
 
     async def grace_us(self) -> int:
         """How long executions stay in storage after they were continued or purged, in microseconds."""

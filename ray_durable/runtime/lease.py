@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_durable.errors import CorruptLogError, FencedError, InstanceNotFoundError
+from ray_durable.errors import CorruptLogError, InstanceNotFoundError
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.ports import Clock
 from ray_durable.runtime.resting import Rest
@@ -95,10 +95,7 @@ class LeaseKeeper:
 
     async def renew_lease(self) -> None:
         """Renew; FencedError once a higher epoch exists."""
-        newest = await current_hub_epoch(self._hub.store, self._hub.keys, known=self._lease.epoch)
-        if newest > self._lease.epoch:
-            key = self._hub.keys.hub_epoch(newest)
-            raise FencedError(f"hub epoch {newest} replaced {self._lease.epoch}", key=key)
+        await self._hub.require_held()
         while True:
             now_us = self._clock.now_us()
             renewed = dataclasses.replace(self._lease, renewed_us=now_us)

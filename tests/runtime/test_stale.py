@@ -19,7 +19,7 @@ from ray_durable.runtime.lifecycle import (
     rewind_instance,
     start_instance,
 )
-from ray_durable.storage import Retired, bury, find_open, list_ended, list_executions, retire
+from ray_durable.storage import Retired, bury, claim_hub_epoch, find_open, list_ended, list_executions, retire
 from tests.runtime import model
 from tests.support.skipping_loop import simulate, simulated
 from tests.support.town import Town
@@ -384,6 +384,20 @@ class TestLateOwners:
         with pytest.raises(FencedError, match="Hub epoch 2"):
             await older.ended()
         assert older.store.segments == []
+        await world.close()
+
+    @simulated
+    async def test_an_owner_that_was_made_while_its_cluster_lost_the_hub_leaves(self) -> None:
+        """It came too late to be ended with the others, and would look for the dispatcher, which was, for ever."""
+        world = Town()
+        await world.start(model.awaits_event, "Go")
+        world.lose_dispatcher()
+        late = world.own("one")
+        await world.until(lambda: late.instance.problem)
+        assert await claim_hub_epoch(world.objects, world.hub.keys, 2, {"cluster": "there"})
+        with pytest.raises(FencedError, match="hub epoch 2"):
+            await late.ended()
+        assert late.store.segments == []
         await world.close()
 
 
