@@ -64,7 +64,7 @@ def _note() -> None:
         os.close(descriptor)
 
 
-@durable.activity(num_cpus=_ACTIVITY_CPUS, retry=_PATIENT)
+@durable.activity(name="chaos.work", num_cpus=_ACTIVITY_CPUS, retry=_PATIENT)
 def work(value: int, last_ms: int) -> int:
     """The next number, after a while."""
     _note()
@@ -72,7 +72,7 @@ def work(value: int, last_ms: int) -> int:
     return value + 1
 
 
-@durable.activity(num_cpus=_ACTIVITY_CPUS, retry=_STUBBORN)
+@durable.activity(name="chaos.stumble", num_cpus=_ACTIVITY_CPUS, retry=_STUBBORN)
 def stumble(times: int) -> int:
     """Fails in as many attempts; the attempt that does not."""
     _note()
@@ -82,14 +82,14 @@ def stumble(times: int) -> int:
     return attempt
 
 
-@durable.activity(local=True)
+@durable.activity(name="chaos.work_here", local=True)
 def work_here(value: int) -> int:
     """The next number, from the orchestrator's own process."""
     _note()
     return value + 1
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.chain")
 async def chain(ctx: durable.OrchestrationContext, steps: int, last_ms: int) -> int:
     """One step after the other."""
     value = 0
@@ -98,7 +98,7 @@ async def chain(ctx: durable.OrchestrationContext, steps: int, last_ms: int) -> 
     return value
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.local_chain")
 async def local_chain(ctx: durable.OrchestrationContext, steps: int) -> int:
     """Steps in the orchestrator's process, with a rest after each."""
     value = 0
@@ -108,13 +108,13 @@ async def local_chain(ctx: durable.OrchestrationContext, steps: int) -> int:
     return value
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.gathered")
 async def gathered(ctx: durable.OrchestrationContext, count: int, last_ms: int) -> int:
     """A fan-out of single calls."""
     return sum(await asyncio.gather(*(ctx.call_activity(work, value, last_ms) for value in range(count))))
 
 
-@durable.activity(num_cpus=_ACTIVITY_CPUS, retry=_PATIENT)
+@durable.activity(name="chaos.work_on_item", num_cpus=_ACTIVITY_CPUS, retry=_PATIENT)
 def work_on_item(value: int) -> int:
     """The next number, after thirty milliseconds."""
     _note()
@@ -122,13 +122,13 @@ def work_on_item(value: int) -> int:
     return value + 1
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.mapped")
 async def mapped(ctx: durable.OrchestrationContext, count: int) -> int:
     """A fan-out by map."""
     return sum(await ctx.map(work_on_item, range(count)))
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.naps")
 async def naps(ctx: durable.OrchestrationContext, count: int, last_ms: int) -> int:
     """A step and a timer, so many times; how many of the timers were not early."""
     punctual = 0
@@ -140,7 +140,7 @@ async def naps(ctx: durable.OrchestrationContext, count: int, last_ms: int) -> i
     return punctual
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.collects")
 async def collects(ctx: durable.OrchestrationContext, count: int) -> list[int]:
     """So many numbers from events, in order, with a step after each."""
     seen = []
@@ -150,7 +150,7 @@ async def collects(ctx: durable.OrchestrationContext, count: int) -> list[int]:
     return seen
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.collects_in_rounds")
 async def collects_in_rounds(ctx: durable.OrchestrationContext, seen: list[int], count: int) -> list[int]:
     """The same, beginning anew with each number."""
     seen = [*seen, await ctx.wait_for_external_event("Number", int)]
@@ -160,7 +160,7 @@ async def collects_in_rounds(ctx: durable.OrchestrationContext, seen: list[int],
     return seen
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.family")
 async def family(ctx: durable.OrchestrationContext, children: int, steps: int, last_ms: int) -> int:
     """Waits for instances that it calls."""
     calls = [
@@ -170,13 +170,13 @@ async def family(ctx: durable.OrchestrationContext, children: int, steps: int, l
     return sum(await asyncio.gather(*calls))
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.persists")
 async def persists(ctx: durable.OrchestrationContext, count: int) -> int:
     """Calls that succeed in their third attempt, several at a time: most of the time, retries are waited for."""
     return sum(await asyncio.gather(*(ctx.call_activity(stumble, 2) for _ in range(count))))
 
 
-@durable.orchestrator
+@durable.orchestrator(name="chaos.rounds")
 async def rounds(ctx: durable.OrchestrationContext, value: int, count: int) -> int:
     """Two steps a round."""
     value = await ctx.call_activity(work, value, 100)

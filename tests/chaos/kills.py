@@ -35,7 +35,7 @@ KINDS = {
     "zombie": "SIGSTOP of the processes of a node until others own its instances, then SIGCONT",
 }
 
-_WORKERS = ("ray::work", "ray::stumble")
+_WORKER = "ray::chaos."
 _UNDISTURBING = frozenset({"orchestrator", "worker"})
 """Kills beside which an instance that goes on after one of its own still takes only its own time."""
 
@@ -119,7 +119,7 @@ class Killer:
         return 1
 
     async def _kill_worker(self) -> int:
-        pid = await self._choose(lambda: [pid for title in _WORKERS for pid in self.cluster.processes(title)])
+        pid = await self._choose(lambda: self.cluster.processes(_WORKER))
         return self._kill(pid)
 
     async def _kill_keeper(self, title: str, kind: str) -> int:
