@@ -16,7 +16,7 @@ __all__ = ["catch"]
 
 SEEDS = 400
 UNTIL_S = 12_000.0
-STEPS_MAX = 15_000
+STEPS_MAX = 40_000
 
 
 def catch(name: str) -> Tally:

@@ -51,7 +51,7 @@ def calm(name: str) -> Simulation:
 def run_seed(seed: int, case: Case | None = None, *, until_s: float = 30_000.0, steps_max: int = 150_000) -> Simulation:
     """Run a seed: its case, its weather, its mischief. AssertionError if anything is broken."""
     chosen = case or case_of(seed)
-    interval_s = random.Random(f"interval {seed}").choice([5.0, 15.0, 30.0, 30.0])
+    interval_s = random.Random(f"interval {seed}").choice([5.0, 30.0, 30.0, 60.0])
     simulation = Simulation(
         seed,
         chosen.clients,

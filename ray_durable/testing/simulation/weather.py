@@ -3,7 +3,7 @@
 `Weather` is calm. `Storm` draws everything from a seed, as bad as the contracts allow: a write may be lost, be carried
 out with its answer lost, be carried out late, or be sent twice by the client itself; messages overtake one another,
 and their outcome may be unknown. An answer to a read is never older than the request, but for listings, and for those
-only with `has_late_listings`. What is removed is not removed late.
+only with `has_late_listings`. Objects of the index are not replaced or removed late.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Passage:
 
 
 # Hours cost a thousand requests that fail: few are enough.
-_OUTAGES_S = [2.0, 2.0, 20.0, 20.0, 60.0, 60.0, 120.0, 120.0, 900.0, 7_200.0]
+_OUTAGES_S = [*(9 * [2.0, 20.0, 60.0, 120.0]), 600.0, 600.0, 3_600.0, 7_200.0]
 
 _CALM_FATE = Fate()
 _CALM_PASSAGE = Passage()
@@ -135,9 +135,9 @@ class Storm(Weather):
                 fault = Fault.LOST
             elif operation != "create" and fault is Fault.RESENT:
                 fault = Fault.NONE
-            elif operation == "delete" and fault is Fault.LATE:
-                # Not late: it would take away an entry of the open set that was made meanwhile, and nothing but the
-                # rebuilding of the index from the logs brings that back.
+            elif operation != "create" and fault is Fault.LATE and "/index/" in key:
+                # It would undo what was entered or removed meanwhile, and nothing but the rebuilding of the index from
+                # the logs puts that right.
                 fault = Fault.ANSWER_LOST
             if fault is Fault.LATE:
                 there_s = rng.uniform(0, self._late_s_max)
