@@ -47,7 +47,7 @@ async def everything(ctx: durable.OrchestrationContext, value: Any) -> Any:
     return seen
 
 
-@durable.orchestrator
+@durable.orchestrator(name="places.rounds")
 async def rounds(ctx: durable.OrchestrationContext, value: Any, left: int) -> Any:
     if left:
         ctx.continue_as_new(value, left - 1)

@@ -158,7 +158,7 @@ async def unordered(ctx: durable.OrchestrationContext, count: int) -> int:
     return found
 
 
-@durable.orchestrator
+@durable.orchestrator(name="simulation.collects")
 async def collects(ctx: durable.OrchestrationContext, count: int) -> int:
     """As many events as were asked for, with a call after each."""
     found = 0
@@ -263,7 +263,7 @@ async def locals_and_others(ctx: durable.OrchestrationContext) -> list[int]:
     return values + list(await asyncio.gather(ctx.call_activity(near, 2), ctx.call_activity(square, 4)))
 
 
-@durable.orchestrator
+@durable.orchestrator(name="simulation.cleans_up")
 async def cleans_up(ctx: durable.OrchestrationContext) -> list[str]:
     """A call is given up after a while, and what it leaves is cleaned up."""
     log: list[str] = []
