@@ -274,8 +274,8 @@ class Execution(ExecutionCommands):
         self._journal.instance_id = started.instance_id
         self.status = RuntimeStatus.RUNNING if started.due_us is None else RuntimeStatus.PENDING
         # The ids of what is handed on are among the recent ones.
-        carried = {one.event_id for one in started.carried if isinstance(one, EventRaised)}
-        self._events.note_ids(event_id for event_id in started.recent if event_id not in carried)
+        carried = {_request_of(one) for one in started.carried}
+        self._events.note_ids(one for one in started.recent if one not in carried)
         run = started.origin or started.run
         self._randomness.begin(run)
         self._loop.begin_order(crc32(run.encode()))
@@ -420,6 +420,16 @@ def _does_nothing(execution: Execution, event: Input) -> None:
 
 
 # For each kind of input: whether it says anything new, and what it does.
+def _request_of(event: Input) -> str | None:
+    """The id by which an event, a suspension or a resumption is known again; None for other inputs."""
+    match event:
+        case EventRaised():
+            return event.event_id
+        case ExecutionSuspended() | ExecutionResumed():
+            return event.request_id
+    return None
+
+
 _HANDLERS: dict[type[Input], tuple[Callable[[Execution, Any], bool], Callable[[Execution, Any], None]]] = {
     ExecutionStarted: (lambda self, event: self.started is None, Execution._start),
     OwnerClaimed: (lambda self, event: True, _does_nothing),
