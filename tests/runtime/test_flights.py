@@ -244,16 +244,20 @@ class TestHeartbeats:
 
     @simulated
     async def test_an_item_of_a_map_finds_its_own_words_in_the_next_attempt(self) -> None:
-        """As long as this dispatcher lives."""
+        """They go to the log with its failure, and come back with the request for the next attempt."""
         bench = Bench(slots=1, first_count=4)
         bench.send(maps=[items(1, 4)])
+        reply = bench.send()
         await settle()
         failure = Failure(type_name="ValueError", message="no")
         results = bench.dispatcher._sessions["a"].maps[1]._batch.slice(0, 3)
         bench.launched[0].end(
             SliceReport(done=4, elapsed_s=0.1, results=results, failures=((2, failure),), heartbeats={2: said("two")})
         )
-        bench.send(maps=[replace(items(1, 4), attempt=2, ranges=((2, 3),))])
+        (group,) = (await reply).outcomes.values()
+        assert [one.heartbeats for one in group if isinstance(one, MapOutcomes)] == [((2, said("two")),)]
+        again = replace(items(1, 4), attempt=2, ranges=((2, 3),), heartbeats={2: said("two")})
+        bench.send(maps=[again])
         await settle()
         assert bench.launched[1].work.heartbeats == {0: said("two")}
 

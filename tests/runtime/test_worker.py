@@ -254,6 +254,9 @@ def test_a_worker_that_holds_an_older_source_runs_nothing(monkeypatch: pytest.Mo
     assert run_slice(work, Workshop()).is_stale
 
 
+RUN = "5f" * 16
+
+
 def test_a_worker_s_way_to_its_hub(tmp_path: Path) -> None:
     """Functions by import, payloads over the limit through the store and back; the bytes do not come along."""
     address = HubAddress(root=str(tmp_path / "root"), hub="hub")
@@ -265,11 +268,11 @@ def test_a_worker_s_way_to_its_hub(tmp_path: Path) -> None:
         reference = registry.reference_of(flows.same)
         assert workshop.load(reference) is flows.same
         small, large = Payload.of("json", b"1"), Payload.of("json", b'"' + b"x" * 100_000 + b'"')
-        assert workshop.offload("run", small) is small
-        stored = workshop.offload("run", large)
+        assert workshop.offload(RUN, small) is small
+        stored = workshop.offload(RUN, large)
         assert stored.data is None
-        assert workshop.fetch("run", stored).bytes == large.bytes
-        assert workshop.fetch("run", small) is small
+        assert workshop.fetch(RUN, stored).bytes == large.bytes
+        assert workshop.fetch(RUN, small) is small
         with pytest.raises(FunctionNotFoundError):
             workshop.load(FunctionReference(name="gone", module="no_such_module", qualname="gone"))
     finally:
