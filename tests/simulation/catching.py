@@ -26,17 +26,23 @@ def catch(name: str) -> Tally:
         tally.runs += 1
         if tally.runs % 25 == 0:
             gc.collect()
-        try:
-            with mutant.applied():
-                run()
-        except Exception:
-            try:
-                run()
-            except Exception as error:
+        with mutant.applied():
+            is_caught = _error_of(run) is not None
+        if is_caught:
+            error = _error_of(run)
+            if error is not None:
                 tally.failures.append(f"{name}: {told} fails without the mutant, too: {error}")
             return tally
     tally.failures.append(f"{name}: not caught by {tally.runs} runs of {', '.join(mutant.cases)}")
     return tally
+
+
+def _error_of(run: Callable[[], Simulation]) -> Exception | None:
+    try:
+        run()
+    except Exception as error:
+        return error
+    return None
 
 
 def _runs(mutant: Mutant) -> Iterator[tuple[str, Callable[[], Simulation]]]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ray_durable.testing.simulation import Deaths, Fault, Simulation, Victim
+from ray_durable.testing.simulation import Deaths, Fault, Victim
 from ray_durable.testing.simulation.scheduler import Process
 from tests.simulation.corpus import CASES, Case
-from tests.simulation.running import COMMAND, Tally, run_deaths
+from tests.simulation.running import COMMAND, Tally, in_calm, run_deaths
 
 __all__ = ["PAIRED_STEPS_MAX", "Batch", "Plan", "batches", "deaths_of", "pairs", "run_batch", "singles"]
 
@@ -102,8 +102,7 @@ def _points(steps: list[_Step], victims: tuple[Victim, ...]) -> Iterator[tuple[i
 def _steps(case: Case, plan: Plan) -> list[_Step]:
     recorded = _Recorded(deaths_of(plan))
     case.prepare()
-    simulation = Simulation(f"calm {case.name}", case.clients, mischief=recorded, supervisor_interval_s=10.0)
-    simulation.run()
+    in_calm(case, recorded).run()
     return recorded.steps
 
 

@@ -28,6 +28,7 @@ from ray_durable.runtime.dispatcher import Dispatcher, _Session
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.inbox import Arrival
 from ray_durable.runtime.instance import Instance
+from ray_durable.runtime.lease import LeaseKeeper
 from ray_durable.runtime.mail import Mail
 from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply
 from ray_durable.runtime.outbox import Outbox
@@ -473,10 +474,21 @@ def begins_anew_without_the_link() -> Iterator[None]:
 def supervisor_does_not_stand_down() -> Iterator[None]:
     """It goes on renewing the lease of a hub that was taken over."""
 
-    async def epoch(*args: Any, **rest: Any) -> int:
-        return 0
+    async def held(self: OpenHub) -> None:
+        return None
 
-    with patch("ray_durable.runtime.lease.current_hub_epoch", epoch):
+    with patch.object(OpenHub, "require_held", held):
+        yield
+
+
+@_mutant("gates", "collects", "approval")
+def trusts_stale_hints() -> Iterator[None]:
+    """What an owner left when the instance was idle counts for ever, whatever the log says since."""
+
+    async def holds(self: LeaseKeeper, rest: Any) -> bool:
+        return True
+
+    with patch.object(LeaseKeeper, "holds", holds):
         yield
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from ray_durable.testing.simulation import Deaths, Fault, Havoc, Simulation, Storm, Victim
+from ray_durable.testing.simulation import Deaths, Fault, Havoc, Mischief, Simulation, Storm, Victim
 from tests.simulation.corpus import CASES, Case
 from tests.simulation.root import findings
 
-__all__ = ["COMMAND", "Tally", "calm", "case_of", "run_deaths", "run_seed", "run_seeds"]
+__all__ = ["COMMAND", "Tally", "calm", "case_of", "in_calm", "run_deaths", "run_seed", "run_seeds"]
 
 COMMAND = "PYTHONPATH=.:examples:storage python -m tests.simulation"
 
@@ -45,19 +45,21 @@ def case_of(seed: int) -> Case:
 @cache
 def calm(name: str) -> Simulation:
     """A case where nothing goes wrong: what it comes to, and how many steps that takes."""
-    return _run(CASES[name], Simulation(f"calm {name}", CASES[name].clients, supervisor_interval_s=10.0))
+    return run_deaths(CASES[name], {})
 
 
 def run_seed(seed: int, case: Case | None = None, *, until_s: float = 30_000.0, steps_max: int = 150_000) -> Simulation:
     """Run a seed: its case, its weather, its mischief. AssertionError if anything is broken."""
     chosen = case or case_of(seed)
-    interval_s = random.Random(f"interval {seed}").choice([5.0, 30.0, 30.0, 60.0])
+    rng = random.Random(f"hub {seed}")
+    interval_s = rng.choice([5.0, 30.0, 30.0, 60.0])
     simulation = Simulation(
         seed,
         chosen.clients,
         weather=Storm(seed),
         mischief=Havoc(seed, steps=calm(chosen.name).steps),
         supervisor_interval_s=interval_s,
+        idle_s=rng.choice([None, 0.2, 2.0, 20.0]),
         until_s=until_s,
         steps_max=steps_max,
     )
@@ -66,8 +68,12 @@ def run_seed(seed: int, case: Case | None = None, *, until_s: float = 30_000.0, 
 
 def run_deaths(case: Case, deaths: Mapping[int, tuple[Victim, Fault]]) -> Simulation:
     """Run a case calmly, but for deaths at some steps."""
-    mischief = Deaths(deaths)
-    return _run(case, Simulation(f"calm {case.name}", case.clients, mischief=mischief, supervisor_interval_s=10.0))
+    return _run(case, in_calm(case, Deaths(deaths)))
+
+
+def in_calm(case: Case, mischief: Mischief) -> Simulation:
+    """A simulation of a case in which nothing goes wrong but by mischief. Instances that wait soon leave."""
+    return Simulation(f"calm {case.name}", case.clients, mischief=mischief, supervisor_interval_s=10.0, idle_s=2.0)
 
 
 def run_seeds(seeds: Iterable[int]) -> Tally:

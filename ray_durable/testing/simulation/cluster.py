@@ -227,11 +227,13 @@ class Cluster:
             clock=simulation.clock_of(process),
             host=self.address,
             pid=len(simulation.processes),
+            idle_s=simulation.idle_s,
         )
         process.hosted = instance
         try:
             await instance.run()
-            await asyncio.sleep(_LINGER_S)
+            if instance.left is None:
+                await asyncio.sleep(_LINGER_S)
         except (FencedError, InstanceNotFoundError):
             return
         except Exception as error:

@@ -48,7 +48,7 @@ class Simulation:
 
     `mischief` is called with the number of each step of the run (an operation of the store, or a message that arrives)
     and the process that takes it, just before it has an effect. All must be over by `until_s`, and within
-    `steps_max` steps.
+    `steps_max` steps. `idle_s` is how long an instance waits before its process lets it go (None: for ever).
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Simulation:
         mischief: Mischief | None = None,
         grace_s: float = 24 * 3_600,
         supervisor_interval_s: float = 2.0,
+        idle_s: float | None = None,
         until_s: float = 30_000.0,
         steps_max: int = 150_000,
     ) -> None:
@@ -78,6 +79,7 @@ class Simulation:
         self.mischief = mischief or Mischief()
         self.mischief.simulation = self
         self._grace_s = grace_s
+        self.idle_s = idle_s
         self._until_s = until_s
         self._steps_max = steps_max
         self._clients = list(clients)
