@@ -39,6 +39,7 @@ from ray_durable.runtime.lifecycle import (
     rewind_instance,
     start_instance,
 )
+from ray_durable.runtime.retention import retention_settings
 from ray_durable.runtime.status import InstanceStatus
 from ray_durable.runtime.upkeep import IDLE_S_DEFAULT, Upkeep
 from ray_durable.starts import HubStarts
@@ -72,6 +73,7 @@ def connect(
     idle_timeout: timedelta = timedelta(seconds=IDLE_S_DEFAULT),
     answer_timeout: timedelta = timedelta(seconds=15),
     grace: timedelta | None = None,
+    retention: Mapping[str, timedelta] | None = None,
     ray_init: Mapping[str, Any] | None = None,
 ) -> Hub:
     """Connect to a task hub: join the cluster that holds it, or take it over and resume what is unfinished.
@@ -91,7 +93,9 @@ def connect(
     for stopped, and replaced; code that keeps its thread busy does not keep its process from answering. These three
     hold for as long as the cluster holds the hub. `grace` is a setting of the hub, made when the hub is (default: 24
     hours): for so long, executions that were continued, and purged instances, stay in storage, so that a writer that
-    was stopped meanwhile does no harm. `ray_init` are arguments of `ray.init`, used when Ray is not connected yet.
+    was stopped meanwhile does no harm. `retention` is such a setting, too: how long instances are kept after their end,
+    by status, such as {"Completed": timedelta(days=30)}; then they are purged, and others never. `ray_init` are
+    arguments of `ray.init`, used when Ray is not connected yet.
 
     Raises:
         HubHeldError: another living cluster, not reachable from here, holds the hub.
@@ -114,7 +118,9 @@ def connect(
         idle_s=idle_timeout.total_seconds(),
         silence_s=answer_timeout.total_seconds(),
     )
-    settings = {} if grace is None else {"grace_s": grace.total_seconds()}
+    settings: dict[str, Any] = {} if grace is None else {"grace_s": grace.total_seconds()}
+    if retention is not None:
+        settings["retention_s"] = retention_settings(retention)
     try:
         connected._connect(
             secrets,

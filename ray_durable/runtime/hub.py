@@ -181,9 +181,17 @@ class OpenHub:
 
     async def grace_us(self) -> int:
         """How long executions stay in storage after they were continued or purged, in microseconds."""
+        return round(float((await self._read_settings()).get("grace_s", GRACE_S_DEFAULT)) * 1_000_000)
+
+    async def retention_us(self) -> Mapping[str, int]:
+        """How long ended instances are kept, in microseconds by final status; others are kept for ever."""
+        kept_s = (await self._read_settings()).get("retention_s", {})
+        return {status: round(float(seconds) * 1_000_000) for status, seconds in kept_s.items()}
+
+    async def _read_settings(self) -> Mapping[str, Any]:
         if self._settings is None:
             self._settings = await persist(lambda: read_settings(self.store, self.keys)) or {}
-        return round(float(self._settings.get("grace_s", GRACE_S_DEFAULT)) * 1_000_000)
+        return self._settings
 
     async def exists(self) -> bool:
         """Whether there is such a hub, and what it is trusted with.

@@ -209,8 +209,12 @@ async def fork_instance(
     raise _exists(await hub.status(instance_id))
 
 
-async def purge_instance(hub: OpenHub, instance_id: str, *, now_us: int) -> None:
+async def purge_instance(
+    hub: OpenHub, instance_id: str, *, now_us: int, is_wanted: Callable[[InstanceStatus], bool] = lambda status: True
+) -> None:
     """Remove an instance that has ended: it is gone at once, its objects after the grace period.
+
+    Nothing is done unless `is_wanted`, asked about the status in its log.
 
     Raises:
         InstanceActiveError: it has not ended, or still has messages to deliver.
@@ -226,6 +230,8 @@ async def purge_instance(hub: OpenHub, instance_id: str, *, now_us: int) -> None
             else "it can be purged once it has ended: terminate it first"
         )
         raise _active(InstanceStatus.from_summary(status), advice)
+    if not is_wanted(InstanceStatus.from_summary(status)):
+        return
     through = segment.header.execution
     due_us = now_us + await hub.grace_us()
     retired = Retired(instance_id=instance_id, through=through, due_us=due_us)

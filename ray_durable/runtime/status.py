@@ -63,6 +63,11 @@ class InstanceStatus:
         return (self.created_at - _EPOCH) // timedelta(microseconds=1)
 
     @property
+    def updated_us(self) -> int:
+        """When something was last recorded, in microseconds since the Unix epoch: of an ended one, its end."""
+        return (self.updated_at - _EPOCH) // timedelta(microseconds=1)
+
+    @property
     def is_ended(self) -> bool:
         """Whether the instance has come to its end."""
         return self.runtime_status.is_final

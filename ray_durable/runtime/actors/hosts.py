@@ -38,6 +38,7 @@ from ray_durable.runtime.loop_thread import LoopThread
 from ray_durable.runtime.loop_watch import LoopWatch
 from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply
 from ray_durable.runtime.ports import SystemClock
+from ray_durable.runtime.retention import PurgeEnded
 from ray_durable.runtime.supervisor import Supervisor
 from ray_durable.runtime.termination import record_termination
 from ray_durable.runtime.upkeep import Upkeep
@@ -294,6 +295,7 @@ class SupervisorActor:
                 chores: list[Chore] = [
                     RemoveRetired(hub, SystemClock()),
                     FireSchedules(hub, SystemClock(), instances),
+                    PurgeEnded(hub, SystemClock()),
                     Watchdog(directory.processes(), SystemClock(), silence_s=self._upkeep.silence_s),
                 ]
                 self._supervisor = Supervisor(
