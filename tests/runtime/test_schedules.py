@@ -180,6 +180,31 @@ class TestFiring:
             assert set(model.runs.values()) == {1}
             assert (await times.status()).started == 1
 
+    @simulated
+    async def test_what_was_started_and_purged_is_not_started_again(self) -> None:
+        """A supervisor died before it noted the firing; its instance ended and was purged before the next one came."""
+        async with calendar() as times:
+            await times.lose_supervisors()
+            spy, stopped = SpyStore(times.town.objects), asyncio.Event()
+
+            async def before(operation: str, key: str) -> None:
+                if operation == "put_if_absent" and "/schedules/" in key:
+                    stopped.set()
+                    await never()
+
+            spy.before = before
+            await times.define("0 17 24 11 *")
+            times.supervise(times.town.open_hub(spy))
+            await asyncio.wait_for(stopped.wait(), 10_000)
+            await times.lose_supervisors()
+            await times.town.ended("s@20251124T170000Z")
+            await times.town.settled()
+            await purge_instance(times.hub, "s@20251124T170000Z", now_us=times.town.clock.now_us())
+            times.supervise()
+            await asyncio.sleep(60)
+            assert set(model.runs.values()) == {1}
+            assert (await times.status()).last_instance_id == "s@20251124T170000Z"
+
     def test_a_death_at_any_moment_starts_none_twice_and_none_less(self) -> None:
         """At every operation of the supervisor's, before and after its effect."""
 
