@@ -34,7 +34,7 @@ __all__ = ["ORPHAN_AGE_US", "HubIndex", "Supervisor"]
 logger = logging.getLogger(__name__)
 
 ORPHAN_AGE_US = 3_600 * 1_000_000
-"""An entry of the open set without an instance this old belongs to a start that never happened."""
+"""An entry of the open set without an instance this old, and seen that long, belongs to a start that never happened."""
 
 _RENEWAL_AGE_S_MAX = 5.0
 """Who has not renewed the lease for longer, since its process was stopped, does so before it makes an actor."""
@@ -90,6 +90,8 @@ class Supervisor:
         self._renewed_s: float | None = None
         self._began_s: float | None = None
         self._is_settled = False
+        # Entries without an instance, and since when each was seen.
+        self._orphans: dict[str, float] = {}
         self._depths: dict[str, int] = {}
         self._resting = Resting(clock)
         # Without an actor, and known not to rest: there was no room yet.
@@ -328,7 +330,12 @@ class Supervisor:
     async def _is_forgotten(self, instance_id: str, entered_us: int) -> bool:
         """A start writes the open entry first; one that died in between leaves an entry with nothing behind it."""
         if not await self._index.is_orphan(instance_id):
+            self._orphans.pop(instance_id, None)
             return False
-        if self._clock.now_us() - entered_us > ORPHAN_AGE_US:
+        # By the clock that never jumps as well: one that is an hour wrong would take a start's entry away beneath it.
+        now_s = self._clock.monotonic_s()
+        seen_s = now_s - self._orphans.setdefault(instance_id, now_s)
+        if min(self._clock.now_us() - entered_us, seen_s * 1_000_000) > ORPHAN_AGE_US:
             await self._index.forget_orphan(instance_id)
+            self._orphans.pop(instance_id, None)
         return True

@@ -22,6 +22,9 @@ Operation = tuple[str, Any, bytes]
 
 URL = "simulated://store"
 
+_LATE_S_MAX = 1_800.0
+"""A request that is older than that is given up wherever it waits."""
+
 
 class SimulatedStore:
     """The objects, and how they change. `on_create`, `on_put` and `on_delete` are told of what takes effect."""
@@ -46,8 +49,7 @@ class SimulatedStore:
         if operation == "list":
             return self._list(key, lag_s)
         if operation == "create":
-            if key in self._late:
-                self.apply(self._late[key][0], "create", key, self._late.pop(key)[1])
+            self._arrive(key)
             if key in self.objects:
                 return False
             self._put(key, data)
@@ -68,14 +70,19 @@ class SimulatedStore:
         return not self._folders.get(folder)
 
     def arrive_before_rival(self, process: Process, key: str, data: bytes) -> None:
-        """Let a create take effect just before another's create of the same key."""
+        """Let a create take effect just before another's create of the same key, or else half an hour later."""
         self._late.setdefault(key, (process, data))
+        self._scheduler.after(_LATE_S_MAX, lambda: self._arrive(key))
+
+    def _arrive(self, key: str) -> None:
+        if key in self._late:
+            process, data = self._late.pop(key)
+            self.apply(process, "create", key, data)
 
     def flush_late(self) -> None:
         """Let take effect what still waits for a rival."""
         while self._late:
-            key, (process, data) = self._late.popitem()
-            self.apply(process, "create", key, data)
+            self._arrive(next(reversed(self._late)))
 
     def _put(self, key: str, data: bytes) -> None:
         assert data, "an object is never empty"
