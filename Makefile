@@ -35,7 +35,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/python examples/code_census.py --output build/census.parquet --kill-halfway
 
 test: lint
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(TESTS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
