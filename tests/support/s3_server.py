@@ -136,7 +136,8 @@ def _seaweedfs_process(folder: Path) -> Iterator[S3Server]:
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-master.volumeSizeLimitMB=64",
-        "-volume.max=100",
+        # Each bucket gets several volumes of its own, none of which takes room before it is written.
+        "-volume.max=2000",
         "-master.volumePreallocate=false",
         "-master.telemetry=false",
     ]
