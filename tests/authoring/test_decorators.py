@@ -20,6 +20,7 @@ from ray_durable.authoring import (
 )
 from ray_durable.errors import ConfigurationError, InvalidOrchestratorError
 from ray_durable.retry import RetryPolicy
+from tests.support.ids import named
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -172,7 +173,7 @@ class _Callable:
         (review, "decorated already"),
         ("review", "takes a function"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_cannot_be_an_orchestrator_says_what_to_write(function: Any, words: str) -> None:
     """Refused where the decorator stands."""
@@ -186,7 +187,7 @@ def test_a_parameter_that_no_keyword_can_reach_may_have_any_name() -> None:
     assert list(orchestrator(name="tests.own_id")(_own_id_by_position).signature.parameters) == ["instance_id"]
 
 
-@pytest.mark.parametrize("function", [_generator_activity, _async_generator, _Callable, score, 3, print], ids=str)
+@pytest.mark.parametrize("function", [_generator_activity, _async_generator, _Callable, score, 3, print], ids=named)
 def test_what_cannot_be_an_activity_is_refused(function: Any) -> None:
     """Generators, classes and objects are no activities."""
     with pytest.raises(InvalidOrchestratorError):
@@ -215,7 +216,7 @@ def test_what_cannot_be_an_activity_is_refused(function: Any) -> None:
         ({"name": ""}, "1 to 256 printable"),
         ({"name": "a\nb"}, "1 to 256 printable"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_options_that_cannot_work_are_refused_at_decoration(options: dict[str, Any], words: str) -> None:
     """The error says which option, and what is valid."""
@@ -237,7 +238,7 @@ def test_an_orchestrator_may_have_a_version() -> None:
     assert (made.version, review.version, classic.version) == ("2024-11 rc.1", None, None)
 
 
-@pytest.mark.parametrize("version", ["", "a\nb", "x" * 101, 2, b"1"], ids=repr)
+@pytest.mark.parametrize("version", ["", "a\nb", "x" * 101, 2, b"1"], ids=named)
 def test_a_version_that_cannot_be_recorded_is_refused(version: Any) -> None:
     """Versions are short and printable."""
     with pytest.raises(ConfigurationError, match=r"version is .*: give 1 to 100 printable characters"):

@@ -20,6 +20,7 @@ import ray_durable as durable
 from ray_durable import registry
 from ray_durable.determinism import DeterminismWarning, muted
 from ray_durable.reference import FunctionReference
+from tests.support.ids import named
 
 PRELUDE = """
 from __future__ import annotations
@@ -383,7 +384,7 @@ def test_code_without_source_is_not_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\n" * 400, "def other(): pass\n" * 400, "((((\n" * 400, "\x00\n" * 400, "'''\n" * 401], ids=repr
+    "text", ["", "\n" * 400, "def other(): pass\n" * 400, "((((\n" * 400, "\x00\n" * 400, "'''\n" * 401], ids=named
 )
 def test_a_source_that_changed_under_the_check_is_no_error(modules: Modules, text: str) -> None:
     """Whatever the file holds by now: no exception, and no warning about code of another function."""

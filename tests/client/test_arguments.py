@@ -11,6 +11,7 @@ import pytest
 import ray_durable as durable
 from ray_durable.errors import ConfigurationError, InstanceNotFoundError, InvalidIdError
 from ray_durable.testing import Environment
+from tests.support.ids import named
 
 LONG = "x" * 8_001
 
@@ -39,7 +40,7 @@ def handle() -> Iterator[durable.Handle[Any]]:
         (lambda one: one.raise_event("Go", 1, event_id="e" * 257), InvalidIdError, "event id 'eee"),
         (lambda one: one.raise_event("", 1), InvalidIdError, "event name '' is not allowed"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_the_log_could_not_hold_does_not_reach_the_instance(
     handle: durable.Handle[Any], act: Callable[[durable.Handle[Any]], None], error: type[Exception], words: str

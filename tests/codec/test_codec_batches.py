@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ray_durable.codec import Codec, Limits, Trust, batch_length, concat_batches, open_batch, slice_batch
 from ray_durable.errors import PayloadTooLargeError, SerializationError
 from ray_durable.payload import Payload
+from tests.support.ids import named
 
 WHERE = "items of activity 'work'"
 PUBLIC = Codec()
@@ -66,7 +67,7 @@ def test_plain_values_come_back_exactly(values: list[Any]) -> None:
         (["caf\udce9"], str, "payload"),
         ([1.0, math.inf, None], float | None, "payload"),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_each_kind_of_values_has_its_column(values: list[Any], annotation: Any, items: str) -> None:
     """Arrow's own type where all values have it, JSON texts next, single payloads last; no value changes."""

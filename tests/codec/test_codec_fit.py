@@ -18,6 +18,7 @@ from ray_durable.authoring import Activity
 from ray_durable.codec import CallSignature, Codec, Trust
 from ray_durable.codec._fit import fits
 from ray_durable.errors import SerializationError
+from tests.support.ids import named
 
 PRIVATE, SHARED = Codec(trust=Trust.PRIVATE_LOCAL_ROOT), Codec()
 WHERE = "arguments of activity 'work'"
@@ -134,7 +135,7 @@ def taking(annotation: Any) -> CallSignature:
     return Activity(work).calls
 
 
-@pytest.mark.parametrize(("value", "annotation"), FITTING, ids=repr)
+@pytest.mark.parametrize(("value", "annotation"), FITTING, ids=named)
 def test_what_python_takes_for_the_type_is_passed(value: Any, annotation: Any) -> None:
     """Subclasses, numbers for wider ones, protocols, and whatever cannot be told."""
     assert fits(value, annotation)
@@ -143,7 +144,7 @@ def test_what_python_takes_for_the_type_is_passed(value: Any, annotation: Any) -
     assert len(args) == 1
 
 
-@pytest.mark.parametrize(("value", "annotation", "expected", "given"), OTHER, ids=repr)
+@pytest.mark.parametrize(("value", "annotation", "expected", "given"), OTHER, ids=named)
 @pytest.mark.parametrize("codec", [PRIVATE, SHARED], ids=["private", "shared"])
 def test_another_type_is_refused_by_name(codec: Codec, value: Any, annotation: Any, expected: str, given: str) -> None:
     """The error says which parameter of what, what it takes and what it got; by position and by keyword."""

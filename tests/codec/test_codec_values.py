@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field
 from ray_durable.codec import Codec, Limits, Trust
 from ray_durable.errors import PayloadTooLargeError, SerializationError
 from ray_durable.payload import Payload
+from tests.support.ids import named
 
 WHERE = "result of activity 'score'"
 PUBLIC = Codec()
@@ -227,7 +228,7 @@ def test_sets_are_written_in_sorted_order() -> None:
         (datetime.datetime(2024, 10, 27, 2, 30, fold=1), datetime.datetime),
         (Opaque(3), Opaque),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_what_json_would_change_needs_trust(value: Any, annotation: Any) -> None:
     """A tuple is not made a list, a subclass not its base, a zone not an offset: pickle if allowed, else an error."""
