@@ -43,6 +43,7 @@ from ray_durable.handle import Handle
 from ray_durable.reader import HubReader, browse
 from ray_durable.retry import RetryPolicy
 from ray_durable.runtime.explanation import Explanation, Waiting
+from ray_durable.runtime.index_repair import RepairReport
 from ray_durable.runtime.schedules import ScheduleStatus
 from ray_durable.runtime.status import InstanceStatus, Owner, Progress
 from ray_durable.schedule import ScheduleHandle
@@ -84,6 +85,7 @@ __all__ = [
     "Owner",
     "PayloadTooLargeError",
     "Progress",
+    "RepairReport",
     "RetryPolicy",
     "RuntimeStatus",
     "ScheduleHandle",

@@ -31,6 +31,7 @@ from ray_durable.reader import address_of
 from ray_durable.reason import check_reason
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.explanation import Explanation
+from ray_durable.runtime.index_repair import RepairReport, repair_index
 from ray_durable.runtime.lifecycle import (
     Start,
     fork_instance,
@@ -39,6 +40,7 @@ from ray_durable.runtime.lifecycle import (
     rewind_instance,
     start_instance,
 )
+from ray_durable.runtime.ports import SystemClock
 from ray_durable.runtime.retention import retention_settings
 from ray_durable.runtime.status import InstanceStatus
 from ray_durable.runtime.upkeep import IDLE_S_DEFAULT, Upkeep
@@ -149,6 +151,18 @@ class Hub(HubStarts):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def repair_index(self) -> RepairReport:
+        """Hold the whole index against the log of every instance, and mend what is missing or false there.
+
+        The hub's supervisor looks for what names alone show to be wrong every quarter of an hour; this reads all logs,
+        some requests to the store for each instance. No log is changed. For use after somebody has lost or restored
+        parts of the root; `storage/verify.py` tells what is wrong without changing anything.
+        """
+        return self.run(self._repair_index())
+
+    async def _repair_index(self) -> RepairReport:
+        return await repair_index(await self._hub(), SystemClock(), self._admit)
 
     def __enter__(self) -> Hub:
         return self

@@ -9,11 +9,14 @@ from ray_durable.storage.catalog import (
     OpenEntry,
     WakeHint,
     add_open,
+    ended_names,
+    find_ended,
     find_open,
     forget_ended,
     list_ended,
     list_open,
     record_ended,
+    remove_ended,
     remove_open,
 )
 from ray_durable.storage.hub import (
@@ -27,6 +30,7 @@ from ray_durable.storage.hub import (
     read_settings,
     write_lease,
 )
+from ray_durable.storage.instances import InstanceNames, find_instance_id, list_instances
 from ray_durable.storage.keys import HubKeys, check_hub_name, check_instance_id
 from ray_durable.storage.log import (
     ClaimLostError,
@@ -40,7 +44,15 @@ from ray_durable.storage.log import (
 )
 from ray_durable.storage.pacing import Pacing, persist
 from ray_durable.storage.patience import PatientStore
-from ray_durable.storage.removal import Retired, bury, list_retired, remove_execution, remove_retired, retire
+from ray_durable.storage.removal import (
+    Retired,
+    bury,
+    list_queued,
+    list_retired,
+    remove_execution,
+    remove_retired,
+    retire,
+)
 from ray_durable.storage.schedules import (
     ScheduleRecord,
     create_schedule_revision,
@@ -57,6 +69,7 @@ __all__ = [
     "EndedPage",
     "Executions",
     "HubKeys",
+    "InstanceNames",
     "ObjectStore",
     "OpenEntry",
     "Pacing",
@@ -79,6 +92,9 @@ __all__ = [
     "current_hub_epoch",
     "decode_segment",
     "encode_segment",
+    "ended_names",
+    "find_ended",
+    "find_instance_id",
     "find_open",
     "find_schedule",
     "forget_ended",
@@ -88,7 +104,9 @@ __all__ = [
     "latest_execution",
     "list_ended",
     "list_executions",
+    "list_instances",
     "list_open",
+    "list_queued",
     "list_retired",
     "list_schedules",
     "open_store",
@@ -101,6 +119,7 @@ __all__ = [
     "read_start",
     "read_tail",
     "record_ended",
+    "remove_ended",
     "remove_execution",
     "remove_open",
     "remove_retired",

@@ -24,11 +24,14 @@ __all__ = [
     "OpenEntry",
     "WakeHint",
     "add_open",
+    "ended_names",
+    "find_ended",
     "find_open",
     "forget_ended",
     "list_ended",
     "list_open",
     "record_ended",
+    "remove_ended",
     "remove_open",
 ]
 
@@ -191,6 +194,31 @@ async def forget_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, 
     key = keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])
     if unpack_object(keys, key, await store.get(key)).get("execution") == summary.get("execution"):
         await store.delete_many([key])
+
+
+async def ended_names(store: ObjectStore, keys: HubKeys) -> dict[str, list[str]]:
+    """The keys of all summaries by the encoded id in their names. Takes some 300 bytes of memory for each."""
+    found: dict[str, list[str]] = {}
+    for folder in await store.list_folder(keys.ended):
+        if not _DAY.fullmatch(folder):
+            continue
+        for name in await store.list_folder(f"{keys.ended}{folder}"):
+            parts = _ENDED.fullmatch(name)
+            if parts is not None:
+                found.setdefault(parts["id"], []).append(f"{keys.ended}{folder}{name}")
+        # Days may have many names: others are to have their turn in between.
+        await asyncio.sleep(0)
+    return found
+
+
+async def find_ended(store: ObjectStore, keys: HubKeys, key: str) -> Mapping[str, Any] | None:
+    """The summary with this key; None if there is none, or none that can be read."""
+    return _summary(keys, key, await store.get(key))
+
+
+async def remove_ended(store: ObjectStore, key: str) -> None:
+    """Remove what lies at the key of a summary."""
+    await store.delete_many([key])
 
 
 async def list_ended(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TypeGuard
+from urllib.parse import unquote
 
 from ray_durable.errors import CorruptLogError, InvalidIdError
 from ray_durable.storage.signing import Signer
@@ -23,6 +24,7 @@ __all__ = [
     "HubKeys",
     "check_hub_name",
     "check_instance_id",
+    "decode_id",
     "encode_id",
     "escape",
     "is_instance_id",
@@ -111,6 +113,15 @@ def encode_id(instance_id: str) -> str:
     return f"{head}%%{hashlib.sha256(instance_id.encode()).hexdigest()}"
 
 
+def decode_id(name: str) -> str | None:
+    """Inverse of `encode_id`; None for a name that was shortened, or is no id's."""
+    try:
+        instance_id = unquote(name, errors="strict")
+    except UnicodeDecodeError:
+        return None
+    return instance_id if is_instance_id(instance_id) and encode_id(instance_id) == name else None
+
+
 def numbers(names: Iterable[str], digits: int) -> list[int]:
     """The numbers among listed names, ascending: of objects or folders written with so many digits. Others are skipped.
 
@@ -153,9 +164,14 @@ class HubKeys:
         """An object that tests what the store can do."""
         return f"{self.hub}/probe/{nonce}"
 
+    @property
+    def instances(self) -> str:
+        """Folder of the folders of instances' folders."""
+        return f"{self.hub}/instances/"
+
     def executions(self, instance_id: str) -> str:
         """Folder of an instance's executions."""
-        return f"{self.hub}/instances/{_spread(instance_id)}/{encode_id(instance_id)}/"
+        return f"{self.instances}{_spread(instance_id)}/{encode_id(instance_id)}/"
 
     def execution(self, instance_id: str, execution: int) -> str:
         """Segment 0 of an execution."""

@@ -116,6 +116,19 @@ class LocalStore:
         except OSError as error:
             raise self._trouble(error, folder) from error
 
+    async def list_tree(self, folder: str) -> list[str]:
+        """See `ObjectStore`."""
+        found: list[str] = []
+        waiting = [folder]
+        while waiting:
+            place = waiting.pop()
+            for name in await self.list_folder(place):
+                if name.endswith("/"):
+                    waiting.append(f"{place}{name}")
+                else:
+                    found.append(f"{place}{name}"[len(folder) :])
+        return sorted(found)
+
     async def delete_many(self, keys: list[str]) -> None:
         """See `ObjectStore`. After a loss of power that follows at once, what was removed may be there again."""
         for key in keys:

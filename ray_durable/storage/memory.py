@@ -48,9 +48,13 @@ class MemoryStore:
 
     async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""
-        with _lock:
-            below = [key[len(folder) :] for key in self._objects if key.startswith(folder)]
+        below = await self.list_tree(folder)
         return sorted({f"{name.split('/')[0]}/" if "/" in name else name for name in below})
+
+    async def list_tree(self, folder: str) -> list[str]:
+        """See `ObjectStore`."""
+        with _lock:
+            return sorted(key[len(folder) :] for key in self._objects if key.startswith(folder))
 
     async def delete_many(self, keys: list[str]) -> None:
         """See `ObjectStore`. Folders are but the beginnings of names."""

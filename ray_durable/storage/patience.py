@@ -63,6 +63,10 @@ class PatientStore:
         """See `ObjectStore`."""
         return await self._persist(lambda: self._store.list_folder(folder))
 
+    async def list_tree(self, folder: str) -> list[str]:
+        """See `ObjectStore`."""
+        return await self._persist(lambda: self._store.list_tree(folder))
+
     async def delete_many(self, keys: list[str]) -> None:
         """See `ObjectStore`."""
         await self._persist(lambda: self._store.delete_many(keys))

@@ -164,6 +164,26 @@ class RemoteStore:
         path = self._path(folder).rstrip("/")
         # s3fs's `_ls` lists the parent too when it finds nothing.
         request = self._filesystem._lsdir(path) if self._is_s3 else self._filesystem._ls(path, detail=True)
+        found = await self._list(folder, request)
+        return sorted(name.rstrip("/") + ("/" if kind == "directory" else "") for name, kind in found)
+
+    async def list_tree(self, folder: str) -> list[str]:
+        """See `ObjectStore`."""
+        path = self._path(folder).rstrip("/")
+        if self._is_s3:
+            request = self._filesystem._lsdir(path, delimiter="")
+        else:
+            request = self._as_entries(self._filesystem._find(path, detail=True))
+        found = await self._list(folder, request)
+        return sorted(name for name, kind in found if kind != "directory" and not name.endswith("/"))
+
+    @staticmethod
+    async def _as_entries(found: Awaitable[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+        return list((await found).values())
+
+    async def _list(self, folder: str, request: Awaitable[list[dict[str, Any]]]) -> list[tuple[str, str]]:
+        """Names relative to `folder` and kinds of the entries that `request` gives."""
+        path = self._path(folder).rstrip("/")
         try:
             entries = await self._within(request)
         except FileNotFoundError as error:
@@ -172,12 +192,12 @@ class RemoteStore:
             return []
         except Exception as error:
             raise self._explain(error, folder) from error
-        return sorted(
-            entry["name"][len(path) + 1 :].rstrip("/") + ("/" if entry["type"] == "directory" else "")
+        return [
+            (entry["name"][len(path) + 1 :], entry["type"])
             for entry in entries
             # Consoles mark folders by empty objects named like them.
             if entry["name"].rstrip("/").startswith(f"{path}/")
-        )
+        ]
 
     async def delete_many(self, keys: list[str]) -> None:
         """See `ObjectStore`. Folders are but the beginnings of names."""

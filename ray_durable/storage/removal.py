@@ -19,7 +19,7 @@ from ray_durable.storage.objects import is_authentic, pack_object, unpack_object
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
-__all__ = ["Retired", "bury", "list_retired", "remove_execution", "remove_retired", "retire"]
+__all__ = ["Retired", "bury", "list_queued", "list_retired", "remove_execution", "remove_retired", "retire"]
 
 _NAMES_AT_ONCE = 1_000
 _DUE = re.compile(r"[0-9]{13,16}")
@@ -68,6 +68,11 @@ async def list_retired(store: ObjectStore, keys: HubKeys, now_us: int) -> Sequen
         if is_instance_id(instance_id) and type(through) is int and name == f"{due_ms}.{encode_id(instance_id)}":
             due.append((key, Retired(instance_id=instance_id, through=through, due_us=int(due_ms) * 1_000)))
     return due
+
+
+async def list_queued(store: ObjectStore, keys: HubKeys) -> set[str]:
+    """The encoded ids of the instances that are named in the queue, due or not."""
+    return {name.partition(".")[2] for name in await store.list_folder(keys.retired)}
 
 
 async def remove_retired(store: ObjectStore, keys: HubKeys, key: str, retired: Retired) -> None:

@@ -44,6 +44,9 @@ class ObjectStore(Protocol):
     async def list_folder(self, folder: str) -> list[str]:
         """Names directly below `folder` (which ends with a slash), sorted; folders among them end with a slash."""
 
+    async def list_tree(self, folder: str) -> list[str]:
+        """Names of all objects below `folder` (which ends with a slash), at any depth, relative to it, sorted."""
+
     async def delete_many(self, keys: list[str]) -> None:
         """Remove objects; missing ones are no error. A key that ends with a slash is a folder: it goes if empty."""
 

@@ -62,6 +62,10 @@ class SpyStore:
         """See `ObjectStore`."""
         return await self._do("list", folder, lambda: self.inner.list_folder(folder))
 
+    async def list_tree(self, folder: str) -> list[str]:
+        """See `ObjectStore`."""
+        return await self._do("list", folder, lambda: self.inner.list_tree(folder))
+
     async def delete_many(self, keys: list[str]) -> None:
         """See `ObjectStore`."""
         await self._do("delete", ",".join(keys), lambda: self.inner.delete_many(keys))

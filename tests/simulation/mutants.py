@@ -21,12 +21,13 @@ from ray_durable.engine import Event, ExecutionCompleted, TaskCompleted, TaskFai
 from ray_durable.engine.execution import _HANDLERS, Execution
 from ray_durable.engine.external_events import ExternalEvents
 from ray_durable.errors import InstanceNotFoundError, StoreUnavailableError
-from ray_durable.runtime import lifecycle, succession
+from ray_durable.runtime import index_repair, lifecycle, succession
 from ray_durable.runtime.activities import Activities
 from ray_durable.runtime.alarm import Alarm
 from ray_durable.runtime.dispatcher import Dispatcher, _Session
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.inbox import Arrival
+from ray_durable.runtime.index_repair import RepairReport
 from ray_durable.runtime.instance import Instance
 from ray_durable.runtime.lease import LeaseKeeper
 from ray_durable.runtime.mail import Mail
@@ -489,6 +490,28 @@ def trusts_stale_hints() -> Iterator[None]:
         return True
 
     with patch.object(LeaseKeeper, "holds", holds):
+        yield
+
+
+@_mutant("restarts", "loops", "goes_round")
+def repairs_nothing() -> Iterator[None]:
+    """Nobody holds the index against the logs."""
+
+    async def run(self: Any, entries: Any) -> RepairReport:
+        return RepairReport(instances=0, mended=(), unreadable=())
+
+    with patch.object(index_repair._Repair, "run", run):
+        yield
+
+
+@_mutant("restarts", "reuses", "loops")
+def repairs_the_open_set_alone() -> Iterator[None]:
+    """Whoever looks after the index takes any summary for the right one."""
+
+    async def mend(self: Any, instance_id: str, tail: Any, summaries: Any) -> bool:
+        return False
+
+    with patch.object(index_repair._Repair, "_remove_false", mend):
         yield
 
 

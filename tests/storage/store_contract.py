@@ -89,6 +89,17 @@ class StoreContract:
         assert await store.list_folder("g/") == []
 
     @with_store
+    async def test_a_tree_is_listed_with_all_that_is_in_it(self, store: ObjectStore) -> None:
+        """Objects at any depth are named relative to its folder, in order, and no folder is."""
+        for key in ("t/a/x", "t/a/deep/y", "t/a-b", "t/z", "tree/x", "other"):
+            await store.put(key, b"x")
+        assert await store.list_tree("t/") == ["a-b", "a/deep/y", "a/x", "z"]
+        assert await store.list_tree("t/a/") == ["deep/y", "x"]
+        assert await store.list_tree("nothing/here/") == []
+        await store.delete_many(["t/a/x", "t/a/deep/y", "t/a/deep/"])
+        assert await store.list_tree("t/") == ["a-b", "z"]
+
+    @with_store
     async def test_a_listing_is_never_old(self, store: ObjectStore) -> None:
         """It shows at once what was written and deleted."""
         assert await store.list_folder("f/") == []

@@ -91,6 +91,11 @@ class FaultyStore:
         await self._begin("list_folder")
         return await self._store.list_folder(folder)
 
+    async def list_tree(self, folder: str) -> list[str]:
+        """See `ObjectStore`."""
+        await self._begin("list_tree")
+        return await self._store.list_tree(folder)
+
     async def delete_many(self, keys: list[str]) -> None:
         """See `ObjectStore`."""
         await self._begin("delete_many")

@@ -32,6 +32,7 @@ from ray_durable.runtime.explanation import Explanation, explain_stored
 from ray_durable.runtime.firing import FireSchedules
 from ray_durable.runtime.framing import Endpoint
 from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.index_repair import IndexRepair
 from ray_durable.runtime.instance import Instance
 from ray_durable.runtime.lease import HOLDER_PACING, Lease, LeaseKeeper, find_lease
 from ray_durable.runtime.loop_thread import LoopThread
@@ -296,6 +297,7 @@ class SupervisorActor:
                     RemoveRetired(hub, SystemClock()),
                     FireSchedules(hub, SystemClock(), instances),
                     PurgeEnded(hub, SystemClock()),
+                    IndexRepair(hub, SystemClock(), keeper.open_instances, self.admit),
                     Watchdog(directory.processes(), SystemClock(), silence_s=self._upkeep.silence_s),
                 ]
                 self._supervisor = Supervisor(

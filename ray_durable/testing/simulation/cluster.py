@@ -22,6 +22,7 @@ from ray_durable.runtime.correspondence import Message
 from ray_durable.runtime.dispatcher import Dispatcher
 from ray_durable.runtime.firing import FireSchedules
 from ray_durable.runtime.hub import OpenHub
+from ray_durable.runtime.index_repair import IndexRepair, RepairReport
 from ray_durable.runtime.instance import Instance
 from ray_durable.runtime.lease import HOLDER_PACING, Lease, LeaseKeeper
 from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply
@@ -47,6 +48,7 @@ _NEXT_CONNECT_S = 30.0
 _ANSWER_S_MAX = 15.0
 _RAY_S = 0.002
 _LIVE_MAX = 100
+_REPAIR_PAUSE_S = 300.0
 
 
 def owner_name(instance_id: str) -> str:
@@ -199,6 +201,9 @@ class Cluster:
                             _Instances(self, process, hub),
                             look_s=simulation.supervisor_interval_s,
                         ),
+                        _NotedRepair(
+                            simulation, hub, clock, keeper.open_instances, lambda id_: hosted_by(process, "admit", id_)
+                        ),
                     ],
                 )
                 await process.hosted.run()
@@ -266,6 +271,25 @@ class _Directory:
         await asyncio.sleep(_RAY_S)
         for instance_id in instance_ids:
             self._cluster.keep_owner(instance_id)
+
+
+class _NotedRepair(IndexRepair):
+    """Notes which state of the index it has looked at, and that nobody is missing but for late requests."""
+
+    def __init__(self, simulation: Simulation, *args: Any) -> None:
+        super().__init__(*args, pause_s=_REPAIR_PAUSE_S)
+        self._simulation = simulation
+
+    async def look_through(self) -> RepairReport:
+        began_s = self._simulation.scheduler.now_s
+        report = await super().look_through()
+        self._simulation.index_looked_at_s = began_s
+        # Whoever dies, and wherever, leaves the open set right; summaries of what was followed may stay for a moment.
+        entered = [line for line in report.mended if "entered" in line]
+        if entered and self._simulation.store.index_disturbed_s is None:
+            wrong = AssertionError(f"the index was wrong, and no request was late: {entered}")
+            self._simulation.report_error(wrong)
+        return report
 
 
 class _DispatcherLine:

@@ -78,6 +78,7 @@ class Simulation:
         self.supervisor_interval_s = supervisor_interval_s
         self.mischief = mischief or Mischief()
         self.mischief.simulation = self
+        self.index_looked_at_s = 0.0
         self._grace_s = grace_s
         self.idle_s = idle_s
         self._until_s = until_s
@@ -275,8 +276,14 @@ class Simulation:
             self._working == 0
             and not self.store.in_flight
             and self.store.is_empty("hub/index/open/")
+            and self._is_index_repaired()
             and self.mischief.is_over()
         )
+
+    def _is_index_repaired(self) -> bool:
+        """Whether the supervisor has looked at the index since it was last disturbed."""
+        disturbed_s = self.store.index_disturbed_s
+        return disturbed_s is None or self.index_looked_at_s > disturbed_s
 
     def _check(self) -> None:
         for process in self.processes:
@@ -307,6 +314,10 @@ class _InstantStore:
 
     async def list_folder(self, folder: str) -> list[str]:
         names: list[str] = self._store.apply(self._process, "list", folder, b"")
+        return names
+
+    async def list_tree(self, folder: str) -> list[str]:
+        names: list[str] = self._store.apply(self._process, "tree", folder, b"")
         return names
 
     async def delete_many(self, keys: list[str]) -> None:

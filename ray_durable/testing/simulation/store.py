@@ -7,7 +7,7 @@ there. `StorePort` is one process's way to it; what a process asked for may stil
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray_durable.testing.simulation.weather import Fault, Weather
 __all__ = ["Operation", "SimulatedStore", "StorePort"]
 
 Operation = tuple[str, Any, bytes]
-"""What is to be done ("create", "put", "get", "list", "delete"), with which key or keys, and with which bytes."""
+"""What is to be done ("create", "put", "get", "list", "tree", "delete"), with which key or keys, and which bytes."""
 
 URL = "simulated://store"
 
@@ -33,6 +33,8 @@ class SimulatedStore:
         self.weather = weather
         self.objects: dict[str, bytes] = {}
         self.in_flight = 0
+        # When the index was last changed by what its sender had given up, and which may be wrong since.
+        self.index_disturbed_s: float | None = None
         self.before: Callable[[Process, str, str], Fault | None] = lambda process, operation, key: None
         self.on_create: Callable[[Process, str, bytes], None] = lambda process, key, data: None
         self.on_put: Callable[[Process, str, bytes], None] = lambda process, key, data: None
@@ -48,6 +50,8 @@ class SimulatedStore:
             return self.objects.get(key)
         if operation == "list":
             return self._list(key, lag_s)
+        if operation == "tree":
+            return sorted(self._tree(key, "", lag_s))
         if operation == "create":
             self._arrive(key)
             if key in self.objects:
@@ -118,6 +122,13 @@ class SimulatedStore:
         seen_s = self._scheduler.now_s - lag_s
         return sorted(name for name, since_s in names.items() if since_s <= seen_s)
 
+    def _tree(self, folder: str, place: str, lag_s: float) -> Iterator[str]:
+        for name in self._list(folder + place, lag_s):
+            if name.endswith("/"):
+                yield from self._tree(folder, f"{place}{name}", lag_s)
+            else:
+                yield f"{place}{name}"
+
 
 class StorePort:
     """`ObjectStore` of one process."""
@@ -145,6 +156,11 @@ class StorePort:
     async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""
         names: list[str] = await self._do("list", folder, b"")
+        return names
+
+    async def list_tree(self, folder: str) -> list[str]:
+        """See `ObjectStore`."""
+        names: list[str] = await self._do("tree", folder, b"")
         return names
 
     async def delete_many(self, keys: list[str]) -> None:
@@ -178,6 +194,8 @@ class StorePort:
 
         def act() -> None:
             store.in_flight -= 1
+            if fault is Fault.LATE and operation in ("put", "delete") and "/index/" in key:
+                store.index_disturbed_s = scheduler.now_s
             result = store.apply(process, operation, key, data, fate.lag_s)
             if fault is Fault.NONE:
                 scheduler.after(fate.back_s, lambda: reply(result))

@@ -3,7 +3,7 @@
 `Weather` is calm. `Storm` draws everything from a seed, as bad as the contracts allow: a write may be lost, be carried
 out with its answer lost, be carried out late, or be sent twice by the client itself; messages overtake one another,
 and their outcome may be unknown. An answer to a read is never older than the request, but for listings, and for those
-only with `has_late_listings`. Objects of the index are not replaced or removed late.
+only with `has_late_listings`.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Passage:
     is_answer_lost: bool = False
     patience_s: float = 1.0
 
+
+_READS = ("get", "list", "tree")
 
 # Hours cost a thousand requests that fail: few are enough.
 _OUTAGES_S = [*(9 * [2.0, 20.0, 60.0, 120.0]), 600.0, 600.0, 3_600.0, 7_200.0]
@@ -110,6 +112,8 @@ class Storm(Weather):
             ]
         )
         self._late_s_max = rng.choice([0.5, 6.0, 30.0])
+        # How often the index is changed by what was given up: such changes are few in a run, and matter most.
+        self._late_index_rate = rng.choice([0.0, 0.0, 0.0, 0.5])
         self._loss_rate = rng.choice([0.0, 0.0, 0.02, 0.1])
         self._worker_loss_rate = rng.choice([0.0, 0.0, 0.05, 0.2])
         self._lag_s_max = rng.choice([0.5, 5.0]) if has_late_listings else 0.0
@@ -126,23 +130,22 @@ class Storm(Weather):
         there_s, back_s = 0.001 * spread ** rng.random(), 0.001 * spread ** rng.random()
         if self._outages and any(start_s <= now_s < end_s for start_s, end_s in self._outages):
             patience_s = rng.choice([0.05, 1.0, 10.0])
-            if operation == "get" or operation == "list" or rng.random() < 0.8:
+            if operation in _READS or rng.random() < 0.8:
                 return Fate(Fault.LOST, there_s, back_s, patience_s)
             return Fate(Fault.ANSWER_LOST, there_s, back_s, patience_s)
+        changes_index = operation in ("put", "delete") and "/index/" in key
+        if changes_index and self._late_index_rate and rng.random() < self._late_index_rate:
+            return Fate(Fault.LATE, rng.uniform(0, 2 * self._late_s_max), back_s, rng.choice([0.05, 1.0]))
         if self._fault_rate and rng.random() < self._fault_rate:
             fault = rng.choice(self._faults)
-            if operation in ("get", "list"):
+            if operation in _READS:
                 fault = Fault.LOST
             elif operation != "create" and fault is Fault.RESENT:
                 fault = Fault.NONE
-            elif operation != "create" and fault is Fault.LATE and "/index/" in key:
-                # It would undo what was entered or removed meanwhile, and nothing but the rebuilding of the index from
-                # the logs puts that right.
-                fault = Fault.ANSWER_LOST
             if fault is Fault.LATE:
                 there_s = rng.uniform(0, self._late_s_max)
             return Fate(fault, there_s, back_s, rng.choice([0.05, 1.0, 5.0]))
-        lag_s = rng.uniform(0, self._lag_s_max) if self._lag_s_max and operation == "list" else 0.0
+        lag_s = rng.uniform(0, self._lag_s_max) if self._lag_s_max and operation in ("list", "tree") else 0.0
         return Fate(Fault.NONE, there_s, back_s, lag_s=lag_s)
 
     def of_message(self, now_s: float) -> Passage:
