@@ -109,7 +109,7 @@ class Actor:
         # It left of its own will: Ray does not make it again.
         if self.process is process:
             self.forget()
-        process.kill()
+        process.leave()
 
     def _died(self, process: Process) -> None:
         if self.process is process and self.is_named and self._cluster.is_alive:

@@ -101,8 +101,8 @@ class Scheduler:
 
 
 class Process(asyncio.AbstractEventLoop):
-    """One process: see the module. `skew_us` is how wrong its clock is, `on_death` are told when it is killed.
-    `hosted` is what others may call in it."""
+    """One process: see the module. `skew_us` is how wrong its clock is, `on_death` are told when it is
+    gone, `on_fall` when it dies or stops in the midst of its work. `hosted` is what others may call in it."""
 
     def __init__(self, scheduler: Scheduler, name: str, *, skew_us: int = 0) -> None:
         self.scheduler = scheduler
@@ -113,6 +113,7 @@ class Process(asyncio.AbstractEventLoop):
         self.is_stopped = False
         self.hosted: Any = None
         self.on_death: list[Callable[[], object]] = []
+        self.on_fall: list[Callable[[], object]] = []
         self.errors: list[BaseException] = []
         self._ready: deque[asyncio.Handle] = deque()
         self._is_listed = False
@@ -129,14 +130,21 @@ class Process(asyncio.AbstractEventLoop):
         self.is_alive = False
         self.scheduler.note(f"{self.name} dies")
         self._ready.clear()
-        for told in self.on_death:
+        for told in [*self.on_fall, *self.on_death]:
             told()
         if self.scheduler.running is not self:
             self._bury()
 
+    def leave(self) -> None:
+        """End it when its work is done."""
+        self.on_fall.clear()
+        self.kill()
+
     def stop(self) -> None:
         """Let it do nothing until `go_on`."""
         self.is_stopped = True
+        for told in self.on_fall:
+            told()
         self.scheduler.note(f"{self.name} is stopped")
 
     def go_on(self) -> None:

@@ -99,6 +99,7 @@ class Simulation:
     def new_process(self, name: str) -> Process:
         """A new process. Its clock may be wrong."""
         process = Process(self.scheduler, f"{name}#{len(self.processes)}", skew_us=self.mischief.skew_us())  # type: ignore[abstract]
+        process.on_fall.append(lambda: self.store.fell(process))
         self.processes.append(process)
         return process
 
@@ -174,7 +175,7 @@ class Simulation:
             cluster.is_alive = False
         for process in self.processes:
             process.on_death.clear()
-            process.kill()
+            process.leave()
 
     @property
     def now_us(self) -> int:
@@ -235,6 +236,8 @@ class Simulation:
         async def work() -> None:
             await code(Client(self, process))
             self._working -= 1
+            # Nobody misses it.
+            process.on_death.clear()
 
         def ended(task: Any) -> None:
             if not task.cancelled() and task.exception() is not None:

@@ -22,6 +22,9 @@ Operation = tuple[str, Any, bytes]
 
 URL = "simulated://store"
 
+_CHANGING_S = 60.0
+"""How long a process may take from its first to its last change of the index, or to look whether it was right."""
+
 _LATE_S_MAX = 1_800.0
 """A request that is older than that is given up wherever it waits."""
 
@@ -33,8 +36,10 @@ class SimulatedStore:
         self.weather = weather
         self.objects: dict[str, bytes] = {}
         self.in_flight = 0
-        # When the index was last changed by what its sender had given up, and which may be wrong since.
+        # When the index was last changed by a request that its sender had given up, or left half changed: it may be
+        # wrong since.
         self.index_disturbed_s: float | None = None
+        self._index_changed_s: dict[Process, float] = {}
         self.before: Callable[[Process, str, str], Fault | None] = lambda process, operation, key: None
         self.on_create: Callable[[Process, str, bytes], None] = lambda process, key, data: None
         self.on_put: Callable[[Process, str, bytes], None] = lambda process, key, data: None
@@ -68,6 +73,11 @@ class SimulatedStore:
                 self._forget(name)
                 self.on_delete(process, name)
         return None
+
+    def fell(self, process: Process) -> None:
+        """A process died or stopped: what it had begun in the index may be half done."""
+        if self._scheduler.now_s - self._index_changed_s.get(process, -_CHANGING_S) < _CHANGING_S:
+            self.index_disturbed_s = self._scheduler.now_s
 
     def is_empty(self, folder: str) -> bool:
         """Whether there is nothing below a folder."""
@@ -194,8 +204,10 @@ class StorePort:
 
         def act() -> None:
             store.in_flight -= 1
-            if fault is Fault.LATE and operation in ("put", "delete") and "/index/" in key:
-                store.index_disturbed_s = scheduler.now_s
+            if operation in ("put", "delete") and "/index/" in key:
+                store._index_changed_s[process] = scheduler.now_s
+                if fault is Fault.LATE or not process.is_alive:
+                    store.index_disturbed_s = scheduler.now_s
             result = store.apply(process, operation, key, data, fate.lag_s)
             if fault is Fault.NONE:
                 scheduler.after(fate.back_s, lambda: reply(result))
