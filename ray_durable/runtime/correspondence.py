@@ -189,8 +189,10 @@ class Correspondence:
     def _rewind(self, event: ExecutionRewound) -> list[Message]:
         """What was copied has been sent by others; the instances that it waits for have to go on, or begin anew."""
         started = self._start_event
-        is_fork = not started.lineage
-        self._own_from = event.number if is_fork else 0
+        # A rewind says who made what it copied; a fork does not, and may have been rewound since.
+        is_fork = event.number - 1 not in [through for through, _, _ in started.lineage]
+        if is_fork:
+            self._own_from = event.number
         self._pending.clear()
         # What was copied may note what an execution delivered for those before it: not for the one that was copied.
         self.are_older_delivered = not started.owes

@@ -287,7 +287,7 @@ class Instance:
         self._log, history = await self._hub.read_log(self.instance_id, number)
         while (link := link_of(history)) is not None:
             # None: the newest, since somebody else has made another.
-            number = await create_successor(self._hub, history, link)
+            number = await create_successor(self._hub, self._log, history, link)
             self._log, history = await self._hub.read_log(self.instance_id, number)
         self._require_unclaimed()
         self._started = started_of(history)
@@ -422,7 +422,8 @@ class Instance:
             name=started.name,
             execution=started.execution,
             request_id=started.request_id,
-            created_us=started.time_us,
+            # A fork is younger than the start that it copied.
+            created_us=self._log.tail.header.status["created_us"],
             updated_us=execution.now_us,
             due_us=started.due_us,
             # The instance goes on.

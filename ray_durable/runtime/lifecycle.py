@@ -31,6 +31,7 @@ from ray_durable.storage import (
     ClaimLostError,
     OpenEntry,
     Retired,
+    RunLog,
     WakeHint,
     bury,
     create_execution,
@@ -241,8 +242,8 @@ async def purge_instance(
     await hub.forget_end(status)
 
 
-async def create_successor(hub: OpenHub, history: Sequence[Event], link: Link) -> int | None:
-    """Create the execution that `link` names, unless that was done; its number.
+async def create_successor(hub: OpenHub, log: RunLog, history: Sequence[Event], link: Link) -> int | None:
+    """Create the execution that `link` names, unless that was done; its number. `history` is that of `log`, with it.
 
     None: the instance was purged meanwhile, and another has this number.
     """
@@ -257,7 +258,7 @@ async def create_successor(hub: OpenHub, history: Sequence[Event], link: Link) -
                 name=started.name,
                 execution=started.execution,
                 request_id=started.request_id,
-                created_us=started.time_us,
+                created_us=log.tail.header.status["created_us"],
                 updated_us=end.time_us,
                 runtime_status=end.status,
             )
@@ -350,7 +351,7 @@ async def _begin_next(
             return
         found = link_of(history)
         if found is not None:
-            await create_successor(hub, history, found)
+            await create_successor(hub, log, history, found)
             continue
         if not isinstance(history[-1], ExecutionCompleted):
             status = InstanceStatus.from_summary(log.tail.header.status)
@@ -369,7 +370,7 @@ async def _begin_next(
             await log.claim(lines, sections, first=link.number, status=summary, hub_epoch=hub.epoch)
         except ClaimLostError:
             continue
-        if await create_successor(hub, [*history, link], link) is None:
+        if await create_successor(hub, log, [*history, link], link) is None:
             continue
         # The owner of what ended may have left the open set meanwhile.
         await hub.enter(_resting(entry, successor_start))

@@ -177,8 +177,9 @@ class History:
         if "due_us" in status and status["due_us"] != started.get("due"):
             raise DamageError("status", segment.key, f"the status is of a start at {status['due_us']!r}")
         expected: dict[str, Any] = {name: started[name] for name in ("instance", "execution", "name", "request_id")}
-        if segment is not self.start or not self.copied:
-            # A fork is newer than the start that it copied.
+        # A fork is newer than the start that it copied.
+        is_younger = self.copied and status.get("created_us") == self.start.header["status"].get("created_us")
+        if not is_younger:
             expected["created_us"] = started["t"]
         for name, value in expected.items():
             if status.get(name) != value:

@@ -253,3 +253,12 @@ async def checks(ctx: durable.OrchestrationContext) -> str:
     if "checks" not in mended:
         raise ValueError("not mended yet")
     return await ctx.call_activity(work, "a")
+
+
+@durable.orchestrator
+async def waits_for_named_and_works(ctx: durable.OrchestrationContext, child_id: str) -> list[Any]:
+    """Calls an instance by its id, works when an event comes, and waits for it."""
+    kid = ctx.call_sub_orchestrator(awaits_event, "Go", instance_id=child_id)
+    await ctx.wait_for_external_event("Work")
+    done = await ctx.call_activity(work, "side")
+    return [done, await kid]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from ray_durable.errors import (
 from ray_durable.runtime.lifecycle import Start, fork_instance, purge_instance, start_instance
 from ray_durable.storage import list_ended, list_executions, list_open
 from tests.runtime import model
+from tests.support.checking import complaints
 from tests.support.skipping_loop import simulate, simulated
 from tests.support.town import Town
 
@@ -461,6 +463,60 @@ class TestFork:
         assert await town.result_of("two") == "theirs"
         await town.raise_event("Go", "ours", "e", "leaf")
         assert await town.result_of("one") == "ours"
+
+    @simulated
+    async def test_a_fork_that_is_rewound_keeps_its_children(self, tmp_path: Path) -> None:
+        """What it copied called an instance by its id: that one is the original's, and stays so."""
+        town = Town()
+        model.reset()
+        await town.start(model.waits_for_named_and_works, "kid")
+        await town.until(lambda: town.living("kid"))
+        await self.fork(town, "two")
+        await asyncio.sleep(10)
+        (theirs,) = {owner.instance.instance_id for owner in town.owners if ":" in owner.instance.instance_id}
+        model.broken.add("work side")
+        await town.raise_event("Work", None, "w", "two")
+        await town.ended("two")
+        await town.until(lambda: town.living("two") is None)
+        model.broken.clear()
+        await town.rewind("two")
+        await asyncio.sleep(10)
+        owner = town.living("two")
+        assert owner is not None
+        waits = [waiting.instance_id for waiting in (await owner.instance.explain()).waiting if waiting.instance_id]
+        assert waits == [theirs]
+        await town.raise_event("Go", "theirs", "e", theirs)
+        assert await town.result_of("two") == ["SIDE", "theirs"]
+        await town.raise_event("Work", None, "w")
+        await town.raise_event("Go", "ours", "e", "kid")
+        assert await town.result_of() == ["SIDE", "ours"]
+        await town.settled()
+        assert complaints(town, tmp_path) == []
+
+    @simulated
+    async def test_a_fork_is_as_old_as_itself(self, tmp_path: Path) -> None:
+        """It was created when it was forked: before its first owner, with it, and at its end."""
+        town = Town()
+        model.reset()
+        await town.start(model.awaits_event, "Go")
+        await asyncio.sleep(1_000)
+        forked_us = town.clock.now_us()
+        await self.fork(town, "two")
+        created = {(await town.status("two")).created_us}
+        await asyncio.sleep(100)
+        created.add((await town.status("two")).created_us)
+        await town.raise_event("Go", 1, "e", "two")
+        await town.ended("two")
+        created.add((await town.status("two")).created_us)
+        await town.raise_event("Go", 1, "e")
+        await town.settled()
+        assert created == {forked_us}
+        assert [instance for instance, _ in await summaries(town)] == ["one", "two"]
+        await town.restart("two")
+        await town.raise_event("Go", 1, "e2", "two")
+        await town.settled()
+        assert [instance for instance, _ in await summaries(town)] == ["one", "two"]
+        assert complaints(town, tmp_path) == []
 
     @simulated
     async def test_events_that_are_not_there_are_named(self) -> None:
