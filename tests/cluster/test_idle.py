@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +72,22 @@ def test_a_timer_brings_it_back_in_time(idling: durable.Hub) -> None:
     print(f"fired {late_s:.2f} s after it was due; waited {time.monotonic() - began_s:.1f} s")
     assert 0 <= late_s < 5
     assert len([event for event in history if isinstance(event, OwnerClaimed)]) == 2
+
+
+def test_one_that_the_index_lost_is_found_again(idling: durable.Hub) -> None:
+    """Its entry in the open set is removed while it rests, so the supervisor would not wake it when it is due."""
+    handle = idling.start(flows.naps, 7.0, instance_id="lost")
+    left(handle, idling)
+    supervisor = ray.get_actor("supervisor", namespace=idling.address.namespace)
+
+    def resting() -> int:
+        told: Any = ray.get(supervisor.describe.remote())
+        return int(told["resting"])
+
+    wait_until(lambda: resting() == 1, "the supervisor knows that it rests")
+    (Path(idling.address.root) / idling.address.hub / "index" / "open" / "lost").unlink()
+    wait_until(lambda: resting() == 0, "the supervisor has seen that it is not there")
+    report = idling.repair_index()
+    assert report.mended == ("lost: entered into the open set, since it has not ended",)
+    handle.result(60)
+    assert idling.repair_index().mended == ()
