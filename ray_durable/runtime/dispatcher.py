@@ -11,6 +11,9 @@ with it, and then counted as attempts that run again.
 Calls that nobody wants any more are withdrawn: their worker interrupts them. Where that cannot be asked for, or does
 not help, the worker is ended. So is one whose calls last longer than they may, if it has not seen to that itself.
 
+It starts calls only while its cluster is known to hold the hub. Once another has it, it stands down: what runs is
+ended, and whoever asks is refused.
+
 Invariants: a (run, task) is submitted at most once while it is known here; an exchange of a lower epoch or of another
 hub epoch changes nothing; at most one exchange of a run is parked.
 """
@@ -27,6 +30,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray_durable.engine.ranges import RangeSet
+from ray_durable.errors import FencedError
 from ray_durable.failure import Failure
 from ray_durable.runtime.flights import Flight, Flights, Launcher, RunningSlice
 from ray_durable.runtime.lanes import Lane, MapLane, SlicePolicy, TaskLane
@@ -42,6 +46,7 @@ from ray_durable.runtime.messages import (
     TaskOutcome,
     TaskRequest,
 )
+from ray_durable.runtime.tenure import Granted, Tenure
 
 __all__ = ["Dispatcher", "Launcher", "RunningSlice"]
 
@@ -68,6 +73,7 @@ class _Session:
 
     run: str
     instance_id: str
+    tenure: Tenure
     epoch: int = 0
     lanes: dict[str, TaskLane] = field(default_factory=dict)
     maps: dict[int, MapLane] = field(default_factory=dict)
@@ -85,7 +91,8 @@ class _Session:
     @property
     def problem(self) -> str | None:
         """What keeps calls from starting, as long as such calls wait."""
-        return next((lane.problem for lane in self.all_lanes() if lane.problem is not None and lane.is_waiting), None)
+        problems = [lane.problem or self.tenure.problem for lane in self.all_lanes() if lane.is_waiting]
+        return next((problem for problem in problems if problem is not None), None)
 
     def all_lanes(self) -> Iterable[Lane]:
         return itertools.chain(self.lanes.values(), self.maps.values())
@@ -155,9 +162,18 @@ def _resolve(future: asyncio.Future[None]) -> None:
 class Dispatcher:
     """See the module."""
 
-    def __init__(self, launcher: Launcher, *, hub_epoch: int, policy: SlicePolicy | None = None) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        *,
+        hub_epoch: int,
+        policy: SlicePolicy | None = None,
+        tenure: Tenure | None = None,
+    ) -> None:
         self._launcher = launcher
         self._hub_epoch = hub_epoch
+        self._tenure = tenure or Granted()
+        self._is_superseded = False
         self._policy = policy or SlicePolicy()
         self._incarnation = uuid.uuid4().hex
         self._sessions: dict[str, _Session] = {}
@@ -169,7 +185,13 @@ class Dispatcher:
         self._outcome_ids = itertools.count(1)
 
     async def attach(self, run: str, instance_id: str) -> Attachment:
-        """What is known here of `run`. Changes nothing: whoever asks may still lose the claim on the log."""
+        """What is known here of `run`. Changes nothing: whoever asks may still lose the claim on the log.
+
+        Raises:
+            FencedError: another cluster has taken the hub over.
+        """
+        if self._is_superseded:
+            raise FencedError("Another cluster has taken the hub over: this one starts no activities", key=run)
         session = self._sessions.get(run)
         if session is None:
             return Attachment(incarnation=self._incarnation, tasks=frozenset(), maps={})
@@ -180,7 +202,8 @@ class Dispatcher:
         if request.incarnation != self._incarnation:
             return ExchangeReply(is_detached=True)
         session = self._sessions.get(request.run)
-        if request.hub_epoch != self._hub_epoch or (session is not None and request.epoch < session.epoch):
+        is_old = request.hub_epoch != self._hub_epoch or (session is not None and request.epoch < session.epoch)
+        if is_old or self._is_superseded:
             return ExchangeReply(is_superseded=True)
         if request.is_leaving:
             self._forget(request.run)
@@ -195,7 +218,7 @@ class Dispatcher:
             return ExchangeReply(is_detached=True)
         if session is None:
             self._forgotten.discard(request.run)
-            session = self._sessions[request.run] = _Session(request.run, request.instance_id)
+            session = self._sessions[request.run] = _Session(request.run, request.instance_id, self._tenure)
         session.epoch = request.epoch
         session.heard_s = asyncio.get_running_loop().time()
         self._sweep(session.heard_s)
@@ -208,6 +231,19 @@ class Dispatcher:
         self._cancel(session, request.cancel)
         self._submit(session, request.tasks, request.maps)
         return await self._park(session)
+
+    def go_on(self) -> None:
+        """The hub is known to be this cluster's: start what waits for that."""
+        self._pump()
+        for session in self._sessions.values():
+            if session.has_news():
+                session.wake()
+
+    def stand_down(self) -> None:
+        """Another cluster has taken the hub over: end what runs, start nothing any more, refuse whoever asks."""
+        self._is_superseded = True
+        for run in list(self._sessions):
+            self._forget(run)
 
     async def explain(self, run: str) -> list[CallState]:
         """What is under way here for `run`: calls on workers, the oldest first, then those that wait for one."""
@@ -246,6 +282,8 @@ class Dispatcher:
             if session.parked is not None:
                 # A newer exchange is parked: what is new goes there.
                 return ExchangeReply(problem=session.reported_problem)
+        if self._is_superseded:
+            return ExchangeReply(is_superseded=True)
         outcomes = {}
         while session.undelivered:
             outcome_id = session.undelivered.popleft()
@@ -320,6 +358,8 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Start slices while there are calls and slots; runs take turns, so that a huge one starves nobody."""
+        if self._is_superseded or not self._tenure.is_certain:
+            return
         now_s = asyncio.get_running_loop().time()
         lanes = deque(
             (session, lane) for session in self._sessions.values() for lane in session.all_lanes() if lane.is_waiting

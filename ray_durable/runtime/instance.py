@@ -137,7 +137,7 @@ class Instance:
         """Own the instance until it ends, through all of its executions, or until it has been idle for long (`left`).
 
         Raises:
-            FencedError: a newer owner has the log; nothing more may be done here.
+            FencedError: a newer owner has the log, or another cluster the hub; nothing more may be done here.
             InstanceNotFoundError: there is no such instance.
         """
         try:
@@ -289,19 +289,21 @@ class Instance:
             # None: the newest, since somebody else has made another.
             number = await create_successor(self._hub, self._log, history, link)
             self._log, history = await self._hub.read_log(self.instance_id, number)
-        self._require_unclaimed()
+        await self._require_unclaimed()
         self._started = started_of(history)
         if not hasattr(self, "_mail"):
             self._mail = Mail(self._hub, self._instances, self._clock, self._answer)
             await self._past.look(self._started.execution)
         return history
 
-    def _require_unclaimed(self) -> None:
+    async def _require_unclaimed(self) -> None:
         """FencedError if somebody claimed the log after this owner did: two that claim in turn would never rest.
 
-        Also if a newer hub epoch wrote to it. An owner of the newer cluster that only waits would not learn that this
-        one had claimed the log behind it, and wait for ever for what was told to this one.
+        Also if another cluster has the hub by now, or wrote to the log. An owner of the newer cluster that only waits
+        would not learn that this one had claimed the log behind it, and wait for ever for what was told to this one.
         """
+        if self._before is None:  # else it owns the execution before
+            await self._hub.require_held()
         newest = max(segment.header.hub_epoch for segment in self._log.segments)
         if newest > self._hub.epoch:
             raise FencedError(
@@ -473,6 +475,7 @@ class Instance:
     async def _reattach(self, error: DispatcherLostError) -> None:
         """The dispatcher was lost: what it does not know any more is submitted again, by a claim that counts it."""
         logger.warning("%s: %s; attaching again", self.instance_id, error)
+        await self._require_unclaimed()
         try:
             await self._claim([])
         except ClaimLostError as lost:

@@ -80,7 +80,9 @@ async def record_termination(hub: OpenHub, instance_id: str, asked: ExecutionTer
         InstanceNotFoundError: there is no such instance.
         CorruptLogError: the log cannot be read.
         ClaimLostError: another owner was quicker.
+        FencedError: another cluster has taken the hub over.
     """
+    await hub.require_held()
     log, history = await hub.read_log(instance_id)
     last = history[-1]
     if isinstance(last, ExecutionCompleted) or link_of(history) is not None:

@@ -26,6 +26,7 @@ from ray_durable.runtime.messages import (
     TaskOutcome,
     TaskRequest,
 )
+from ray_durable.runtime.tenure import Tenure
 from ray_durable.target import ActivityTarget
 from tests.runtime import flows
 from tests.support.skipping_loop import simulated
@@ -80,11 +81,12 @@ class Launched:
 class Bench:
     """A dispatcher with its launcher, and exchanges in the name of instances."""
 
-    def __init__(self, *, slots: int = 4, first_count: int = 1) -> None:
+    def __init__(self, *, slots: int = 4, first_count: int = 1, tenure: Tenure | None = None) -> None:
         self.launched: list[Launched] = []
         self.slot_count = slots
         self.refusal: Exception | None = None
-        self.dispatcher = Dispatcher(self, hub_epoch=HUB_EPOCH, policy=SlicePolicy(first_count=first_count))
+        policy = SlicePolicy(first_count=first_count)
+        self.dispatcher = Dispatcher(self, hub_epoch=HUB_EPOCH, policy=policy, tenure=tenure)
         self.incarnation = ""
 
     def launch(self, work: SliceWork, generation: str | None, tell: Callable[[SliceNews], None]) -> Launched:

@@ -8,7 +8,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from ray_durable.engine import ExecutionRewound, ExecutionStarted, OutboxDelivered, RuntimeStatus
+from ray_durable.engine import (
+    ExecutionRewound,
+    ExecutionStarted,
+    ExecutionTerminated,
+    OutboxDelivered,
+    RuntimeStatus,
+)
 from ray_durable.errors import DurableError, FencedError
 from ray_durable.payload import Payload
 from ray_durable.runtime.correspondence import Correspondence, ReportEnd
@@ -19,6 +25,8 @@ from ray_durable.runtime.lifecycle import (
     rewind_instance,
     start_instance,
 )
+from ray_durable.runtime.ports import DispatcherLostError
+from ray_durable.runtime.termination import record_termination
 from ray_durable.storage import Retired, bury, claim_hub_epoch, find_open, list_ended, list_executions, retire
 from tests.runtime import model
 from tests.support.skipping_loop import simulate, simulated
@@ -384,6 +392,44 @@ class TestLateOwners:
         with pytest.raises(FencedError, match="Hub epoch 2"):
             await older.ended()
         assert older.store.segments == []
+        await world.close()
+
+    @simulated
+    async def test_an_owner_of_a_lost_hub_claims_nothing_though_nobody_else_has(self) -> None:
+        """Ray may start its process again after the takeover. The log would allow the claim until the newer cluster
+        comes to this instance."""
+        world = Town()
+        await world.start(model.awaits_event, "Go")
+        assert await claim_hub_epoch(world.objects, world.hub.keys, 2, {"cluster": "there"})
+        late = world.own("one")
+        with pytest.raises(FencedError, match="hub epoch 2"):
+            await late.ended()
+        assert late.store.segments == []
+        await world.close()
+
+    @simulated
+    async def test_an_owner_of_a_lost_hub_does_not_claim_again_when_its_dispatcher_is_lost(self) -> None:
+        """Though the log is still its own, and there is another dispatcher."""
+        world = Town()
+        await world.start(model.awaits_event, "Go")
+        owner = world.own("one")
+        await world.until(lambda: owner.store.segments)
+        assert await claim_hub_epoch(world.objects, world.hub.keys, 2, {"cluster": "there"})
+        owner.instance._inbox.fail(DispatcherLostError("the dispatcher was lost"))
+        with pytest.raises(FencedError, match="hub epoch 2"):
+            await owner.ended()
+        assert len(owner.store.segments) == 1
+        await world.close()
+
+    @simulated
+    async def test_a_lost_hub_terminates_nothing_past_code_that_cannot_be_loaded(self) -> None:
+        world = Town()
+        await world.start(model.awaits_event, "Go")
+        assert await claim_hub_epoch(world.objects, world.hub.keys, 2, {"cluster": "there"})
+        asked = ExecutionTerminated(reason="enough", request_id="r")
+        with pytest.raises(FencedError, match="hub epoch 2"):
+            await record_termination(world.open_hub(world.objects), "one", asked, world.clock.now_us())
+        assert (await world.status("one")).runtime_status == RuntimeStatus.PENDING
         await world.close()
 
     @simulated

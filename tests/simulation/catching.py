@@ -1,4 +1,7 @@
-"""Catching mutants: a death at every step of one case, then one seed after the other, until something is broken."""
+"""Catching mutants: a death at every step of one case, then one seed after the other, until something is broken.
+
+Those that show when a cluster is replaced are caught by a takeover at every step.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from tests.simulation.corpus import CASES
 from tests.simulation.crashes import deaths_of, singles
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.running import Tally, calm, run_deaths, run_seed
+from tests.simulation.takeovers import takeovers
 
 __all__ = ["catch"]
 
@@ -49,6 +53,9 @@ def _runs(mutant: Mutant) -> Iterator[tuple[str, Callable[[], Simulation]]]:
     for case_name in mutant.cases:
         calm(case_name)
     first = CASES[mutant.cases[0]]
+    if mutant.is_of_takeovers:
+        yield from takeovers(first)
+        return
     for plan in singles(first):
         yield f"a death at step {plan[0][0]} of {first.name}", partial(run_deaths, first, deaths_of(plan))
     for seed in range(SEEDS):

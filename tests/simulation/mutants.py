@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,11 +30,12 @@ from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.inbox import Arrival
 from ray_durable.runtime.index_repair import RepairReport
 from ray_durable.runtime.instance import Instance
-from ray_durable.runtime.lease import LeaseKeeper
+from ray_durable.runtime.lease import HOLDER_PACING, LeaseKeeper
 from ray_durable.runtime.mail import Mail
 from ray_durable.runtime.messages import Attachment, Exchange, ExchangeReply
 from ray_durable.runtime.outbox import Outbox
 from ray_durable.runtime.release import Releaser
+from ray_durable.runtime.tenure import TenureWatch
 from ray_durable.storage import ClaimLostError, ObjectStore, Pacing, RunLog, list_ended, log, record_ended, remove_open
 from ray_durable.storage.pacing import put_settled
 from ray_durable.storage.segment import encode_segment
@@ -43,20 +45,23 @@ __all__ = ["MUTANTS", "Mutant"]
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """A mistake. `applied` makes it."""
+    """A mistake. `applied` makes it. `is_of_takeovers`: it shows in takeovers of the cases, and hardly in seeds."""
 
     name: str
     cases: tuple[str, ...]
+    is_of_takeovers: bool
     applied: Callable[[], contextlib.AbstractContextManager[object]]
 
 
 MUTANTS: dict[str, Mutant] = {}
 
 
-def _mutant(*cases: str) -> Callable[[Callable[[], Iterator[None]]], Callable[[], Iterator[None]]]:
+def _mutant(
+    *cases: str, is_of_takeovers: bool = False
+) -> Callable[[Callable[[], Iterator[None]]], Callable[[], Iterator[None]]]:
     def register(apply: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
         name = apply.__name__
-        MUTANTS[name] = Mutant(name=name, cases=cases, applied=contextmanager(apply))
+        MUTANTS[name] = Mutant(name=name, cases=cases, is_of_takeovers=is_of_takeovers, applied=contextmanager(apply))
         return apply
 
     return register
@@ -477,6 +482,40 @@ def supervisor_does_not_stand_down() -> Iterator[None]:
 
     async def held(self: OpenHub) -> None:
         return None
+
+    with patch.object(OpenHub, "require_held", held):
+        yield
+
+
+@_mutant("queues", is_of_takeovers=True)
+def dispatcher_does_not_look_who_holds_the_hub() -> Iterator[None]:
+    """It goes on with what it has while its supervisor stands still, and when it stood still itself."""
+
+    async def keep(self: TenureWatch, hub: OpenHub) -> None:
+        self._seen_s = math.inf
+        self._on_certain()
+        await asyncio.get_running_loop().create_future()
+
+    with patch.object(TenureWatch, "keep", keep):
+        yield
+
+
+@_mutant("queues", is_of_takeovers=True)
+def dispatcher_trusts_its_last_look() -> Iterator[None]:
+    """However long ago that was: it may have stood still since."""
+    with patch.object(TenureWatch, "is_certain", property(lambda self: self._seen_s is not None)):
+        yield
+
+
+@_mutant("chain", is_of_takeovers=True)
+def owner_of_a_lost_hub_claims() -> Iterator[None]:
+    """As long as nobody of the newer cluster has."""
+
+    real = OpenHub.require_held
+
+    async def held(self: OpenHub) -> None:
+        if self.store.pacing is HOLDER_PACING:  # supervisor and dispatcher look
+            await real(self)
 
     with patch.object(OpenHub, "require_held", held):
         yield

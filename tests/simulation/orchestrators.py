@@ -26,6 +26,12 @@ def square(value: int) -> int:
     return value * value
 
 
+@durable.activity(max_slice=1)
+def square_alone(value: int) -> int:
+    """Each call is a slice, so that they queue."""
+    return value * value
+
+
 @durable.activity
 def total(values: list[int]) -> int:
     return sum(values)
@@ -58,6 +64,11 @@ _THREE = durable.RetryPolicy(max_attempts=3, first_retry_interval=timedelta(seco
 async def two_stages(ctx: durable.OrchestrationContext, count: int) -> int:
     squares = await ctx.map(square, list(range(count)))
     return await ctx.call_activity(total, squares)
+
+
+@durable.orchestrator
+async def queues(ctx: durable.OrchestrationContext, count: int) -> int:
+    return sum(await asyncio.gather(*(ctx.call_activity(square_alone, value) for value in range(count))))
 
 
 @durable.orchestrator

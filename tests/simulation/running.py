@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from ray_durable.testing.simulation import Deaths, Fault, Havoc, Mischief, Simulation, Storm, Victim
+from ray_durable.testing.simulation import Deaths, Fault, Havoc, Mischief, Simulation, Storm, Takeover, Victim, Weather
 from tests.simulation.corpus import CASES, Case
 from tests.simulation.root import findings
 
-__all__ = ["COMMAND", "Tally", "calm", "case_of", "in_calm", "run_deaths", "run_seed", "run_seeds"]
+__all__ = ["COMMAND", "Tally", "calm", "case_of", "in_calm", "run_deaths", "run_seed", "run_seeds", "run_takeover"]
 
 COMMAND = "PYTHONPATH=.:examples:storage python -m tests.simulation"
 
@@ -71,9 +71,25 @@ def run_deaths(case: Case, deaths: Mapping[int, tuple[Victim, Fault]]) -> Simula
     return _run(case, in_calm(case, Deaths(deaths)))
 
 
-def in_calm(case: Case, mischief: Mischief) -> Simulation:
+class _SlowWork(Weather):
+    """Activities take so long that those of a cluster that lost the hub are still under way when it must have seen
+    that, and others wait behind them."""
+
+    def slice_s(self) -> float:
+        """See `Weather`."""
+        return 20.0
+
+
+def run_takeover(case: Case, step: int, *, stopped: tuple[str, ...], kills: bool) -> Simulation:
+    """Run a case calmly, but for a takeover at one step; see `Takeover`."""
+    mischief = Takeover(step, stopped=stopped, kills=kills, pause_s=100.0)
+    return _run(case, in_calm(case, mischief, weather=_SlowWork()))
+
+
+def in_calm(case: Case, mischief: Mischief, *, weather: Weather | None = None) -> Simulation:
     """A simulation of a case in which nothing goes wrong but by mischief. Instances that wait soon leave."""
-    return Simulation(f"calm {case.name}", case.clients, mischief=mischief, supervisor_interval_s=10.0, idle_s=2.0)
+    seed = f"calm {case.name}"
+    return Simulation(seed, case.clients, weather=weather, mischief=mischief, supervisor_interval_s=10.0, idle_s=2.0)
 
 
 def run_seeds(seeds: Iterable[int]) -> Tally:

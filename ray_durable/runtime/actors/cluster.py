@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -31,13 +32,17 @@ class Cluster:
         self._address = address
         self._hub_epoch = hub_epoch
 
-    def kill_others(self) -> None:
-        """End all actors of this hub on this cluster, but not the caller: a newer epoch replaces them."""
+    def others(self) -> list[Any]:
+        """Handles of all actors that this hub has on this cluster now, but not the caller's own."""
         this = ray.get_runtime_context().get_actor_id() if ray.get_runtime_context().worker.mode == 1 else None
-        for name in self.names():
-            handle = self.find(name)
-            if handle is not None and handle._actor_id.hex() != this:
-                ray.kill(handle)
+        handles = map(self.find, self.names())
+        return [handle for handle in handles if handle is not None and handle._actor_id.hex() != this]
+
+    @staticmethod
+    def end(handles: Iterable[Any]) -> None:
+        """End these very actors for good, whoever has their names by now."""
+        for handle in handles:
+            ray.kill(handle)
 
     def find(self, name: str) -> Any | None:
         """The handle of the actor with this name; None if there is none."""

@@ -32,7 +32,7 @@ from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import Lease, find_lease, is_cluster_reachable
 from ray_durable.runtime.ports import SystemClock
 from ray_durable.runtime.upkeep import Upkeep
-from ray_durable.storage import claim_hub_epoch, free_hub_epoch, write_lease
+from ray_durable.storage import claim_hub_epoch, current_hub_epoch, free_hub_epoch, write_lease
 
 __all__ = ["Connection"]
 
@@ -116,11 +116,19 @@ class Connection:
                         raise self._held(lease, advice)
                 self._start_ray()
                 epoch = self._run(self._claim_epoch())
-                if epoch is not None:
-                    self._cluster.kill_others()
+                if epoch is not None and self._replace_others(epoch):
                     self._use(epoch)
                     self._await_supervisor(epoch)
                     return
+
+    def _replace_others(self, epoch: int) -> bool:
+        """End the actors of older epochs on this cluster; False, and none is ended, if there is a newer one."""
+        others = self._cluster.others()
+        # Those of a newer epoch were made after it was claimed.
+        if self._run(current_hub_epoch(self._hub.store, self._hub.keys)) > epoch:
+            return False
+        self._cluster.end(others)
+        return True
 
     @staticmethod
     def _may_be_ending(lease: Lease, renewal_count: int) -> bool:
@@ -277,13 +285,20 @@ class Connection:
             ClusterConnectionError: it does not start; the text says why.
         """
         deadline_s = self._clock.monotonic_s() + _SUPERVISOR_S_MAX
+        is_older = False
         while True:
             try:
                 supervisor = self._find(SUPERVISOR)
-                if supervisor is None:
+                if supervisor is None and not is_older:
                     raise ClusterConnectionError("Ray gave up the hub's supervisor: see the logs of Ray's workers")
-                ray.get(supervisor.describe.remote(), timeout=_LEASE_S)
-                return
+                if supervisor is None:
+                    self._use(epoch)
+                    continue
+                if ray.get(supervisor.describe.remote(), timeout=_LEASE_S)["epoch"] >= epoch:
+                    return
+                # Who claimed an older epoch has made it at this very moment: it sees that, and leaves.
+                is_older = True
+                time.sleep(_REPAIR_PAUSE_S)
             except ray.exceptions.GetTimeoutError as error:
                 if self._clock.monotonic_s() > deadline_s:
                     raise ClusterConnectionError(

@@ -41,6 +41,7 @@ from ray_durable.runtime.messages import Attachment, CallState, Exchange, Exchan
 from ray_durable.runtime.ports import SystemClock
 from ray_durable.runtime.retention import PurgeEnded
 from ray_durable.runtime.supervisor import Supervisor
+from ray_durable.runtime.tenure import TenureWatch
 from ray_durable.runtime.termination import record_termination
 from ray_durable.runtime.upkeep import Upkeep
 from ray_durable.runtime.watchdog import Watchdog
@@ -199,12 +200,16 @@ class OrchestrationActor:
 class DispatcherActor:
     """Hosts the dispatcher, on a loop of its own; instances exchange over a direct line, or over Ray without one.
 
-    It watches over the supervisor, as that does over it.
+    It watches over the supervisor, as that does over it, and over the hub: a cluster that was replaced is ended from
+    here too, since its supervisor may stand still, or not reach the store.
     """
 
     def __init__(self, address: HubAddress, hub_epoch: int, upkeep: Upkeep) -> None:
         launcher = RayLauncher(address)
-        self._dispatcher = Dispatcher(launcher, hub_epoch=hub_epoch)
+        self._address = address
+        self._hub_epoch = hub_epoch
+        self._tenure = TenureWatch(SystemClock(), on_certain=lambda: self._dispatcher.go_on())
+        self._dispatcher = Dispatcher(launcher, hub_epoch=hub_epoch, tenure=self._tenure)
         self._loop = LoopThread(name="dispatcher")
         server = ChannelServer(self._dispatcher.exchange)
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
@@ -218,6 +223,7 @@ class DispatcherActor:
             make_missing=lambda: cluster.make_missing(SupervisorActor, SUPERVISOR, upkeep),
         )
         self._loop.submit(pursue(Watchdog(supervisors, SystemClock(), silence_s=upkeep.silence_s)))
+        self._loop.submit(self._watch_hub())
 
     async def attach(self, run: str, instance_id: str) -> tuple[Attachment, Endpoint | None]:
         """See `Dispatcher.attach`; with the way to the direct line."""
@@ -241,6 +247,25 @@ class DispatcherActor:
     async def snapshot(self) -> dict[str, Any]:
         """See `Dispatcher.snapshot`."""
         return {**self._dispatcher.snapshot(), "pid": os.getpid()}
+
+    async def _watch_hub(self) -> None:
+        """Serve as long as this cluster holds the hub; then end what is left of it."""
+        while True:
+            try:
+                hub = await OpenHub.open(
+                    self._address, epoch=self._hub_epoch, pacing=HOLDER_PACING, who="the dispatcher"
+                )
+                await self._tenure.keep(hub)
+            except FencedError as error:
+                logger.warning("the hub was taken over: %s; nothing more is started here", error)
+                self._dispatcher.stand_down()
+                # Instances are told, and calls interrupted, before their processes end.
+                await asyncio.sleep(_LINGER_S)
+                await _end_cluster(hub)
+                return
+            except Exception:
+                logger.exception("the dispatcher cannot tell who holds the hub: trying again")
+                await asyncio.sleep(_LINGER_S)
 
     async def _ask(self, question: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(self._loop.submit(question))
@@ -306,11 +331,7 @@ class SupervisorActor:
                 await self._supervisor.run()
             except FencedError as error:
                 logger.warning("the hub was taken over: %s; this cluster stands down", error)
-                holder = await find_lease(hub)
-                if holder is None or holder.cluster != lease.cluster:
-                    # Else the new holder, on this very cluster, has replaced the actors already.
-                    await asyncio.to_thread(Cluster(self._address, self._hub_epoch).kill_others)
-                _leave()
+                await _end_cluster(hub)
                 return
             except Exception:
                 logger.exception("supervisor: starts again")
@@ -350,6 +371,23 @@ class _Directory:
     def _create(self, instance_ids: list[str]) -> None:
         for instance_id in instance_ids:
             self._cluster.make(OrchestrationActor, instance_name(instance_id), instance_id, self._upkeep.idle_s)
+
+
+async def _end_cluster(hub: OpenHub) -> None:
+    """The hub was taken over: end its actors on this cluster, and this one.
+
+    The newest holder may be on this very cluster, if the hub went to and fro: then it has replaced the actors. What was
+    there before the look at the lease is none of its own.
+    """
+    cluster = Cluster(hub.address, hub.epoch)
+    try:
+        others = await asyncio.to_thread(cluster.others)
+        holder = await find_lease(hub)
+        if holder is None or holder.cluster != ray.get_runtime_context().gcs_address:
+            await asyncio.to_thread(cluster.end, others)
+    except Exception:
+        logger.exception("a cluster that was replaced cannot be ended as a whole: this process leaves it")
+    _leave()
 
 
 def _leave() -> None:

@@ -6,7 +6,7 @@ done to processes), watches what must never happen, and ends when everything has
 """
 
 from ray_durable.testing.simulation.clients import Client
-from ray_durable.testing.simulation.mischief import Deaths, Havoc, Mischief, Victim
+from ray_durable.testing.simulation.mischief import Deaths, Havoc, Mischief, Takeover, Victim
 from ray_durable.testing.simulation.model import model_outcome
 from ray_durable.testing.simulation.scheduler import EndlessError
 from ray_durable.testing.simulation.simulation import ClientCode, Simulation
@@ -23,6 +23,7 @@ __all__ = [
     "Mischief",
     "Simulation",
     "Storm",
+    "Takeover",
     "Victim",
     "Violation",
     "Weather",

@@ -28,6 +28,7 @@ from ray_durable.runtime.lease import HOLDER_PACING, Lease, LeaseKeeper
 from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply
 from ray_durable.runtime.ports import DispatcherLostError
 from ray_durable.runtime.supervisor import Supervisor
+from ray_durable.runtime.tenure import TenureWatch
 from ray_durable.testing.simulation.network import UnreachableError
 from ray_durable.testing.simulation.scheduler import Process
 from ray_durable.testing.simulation.workers import SimulatedWorkers
@@ -105,6 +106,7 @@ class Actor:
         return process
 
     async def _live(self, process: Process) -> None:
+        process.began_s = process.scheduler.now_s
         await self._host(self, process)
         # It left of its own will: Ray does not make it again.
         if self.process is process:
@@ -172,12 +174,37 @@ class Cluster:
         self.actors.clear()
         return processes
 
+    def _end(self, caller: Actor) -> None:
+        """A newer epoch holds the hub: this cluster stands down. Who found out leaves by itself."""
+        self.is_alive = False
+        for other in list(self.actors.values()):
+            if other is not caller:
+                other.forget()
+                other.process.kill()
+
     async def _host_dispatcher(self, actor: Actor, process: Process) -> None:
         simulation = self.simulation
         workshop = InlineWorkshop(simulation.open_hub_of_workers())
-        workers = SimulatedWorkers(process, workshop, simulation.weather, simulation.ledger)
-        process.hosted = Dispatcher(workers, hub_epoch=self.epoch)
-        await process.create_future()
+        workers = SimulatedWorkers(
+            process,
+            workshop,
+            simulation.weather,
+            simulation.ledger,
+            on_launch=lambda: simulation.watcher.see_launch(self.epoch, process, simulation.trust_s),
+        )
+        tenure = TenureWatch(
+            simulation.clock_of(process),
+            on_certain=lambda: dispatcher.go_on(),
+            look_s=simulation.supervisor_interval_s,
+            trust_s=simulation.trust_s,
+        )
+        process.hosted = dispatcher = Dispatcher(workers, hub_epoch=self.epoch, tenure=tenure)
+        try:
+            await tenure.keep(simulation.open_hub(process, epoch=self.epoch, pacing=HOLDER_PACING))
+        except FencedError:
+            dispatcher.stand_down()
+            await asyncio.sleep(_LINGER_S)
+            self._end(actor)
 
     async def _host_supervisor(self, actor: Actor, process: Process) -> None:
         simulation, clock = self.simulation, self.simulation.clock_of(process)
@@ -208,12 +235,7 @@ class Cluster:
                 )
                 await process.hosted.run()
             except FencedError:
-                # A newer epoch holds the hub: this cluster stands down.
-                for other in list(self.actors.values()):
-                    if other is not actor:
-                        other.forget()
-                        other.process.kill()
-                self.is_alive = False
+                self._end(actor)
                 return
             except Exception as error:
                 if not process.is_alive:

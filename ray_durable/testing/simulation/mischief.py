@@ -1,6 +1,7 @@
 """What is done to processes while a scenario runs: deaths, stops, takeovers and wrong clocks.
 
-`Havoc` draws it all from a seed; `Death` kills at one step, which is how every step is tried in turn.
+`Havoc` draws it all from a seed; `Deaths` kill at given steps and `Takeover` replaces the cluster at one, which is how
+every step is tried in turn.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from ray_durable.testing.simulation.weather import Fault
 if TYPE_CHECKING:
     from ray_durable.testing.simulation.simulation import Simulation
 
-__all__ = ["Deaths", "Havoc", "Mischief", "Victim"]
+__all__ = ["Deaths", "Havoc", "Mischief", "Takeover", "Victim"]
 
 Victim = Literal["doer", "dispatcher", "supervisor", "cluster"]
 
 _WRITES = frozenset({"create", "put", "delete"})
 _HOUR_US = 3_600 * 1_000_000
 _STOPS_S = [0.5, 0.5, 5.0, 5.0, 20.0, 20.0, 60.0, 3_700.0]
+_BEFORE_RESTART_S = 0.8
+"""A little less than Ray takes to make an actor again."""
+
 _SETTLING_S = 40.0
 """So long after the last stopped process went on, nothing that it does is still to come."""
 
@@ -77,6 +81,38 @@ class Deaths(Mischief):
         victim, fault = death
         self.kill(victim, process)
         return fault if operation in _WRITES else None
+
+
+class Takeover(Mischief):
+    """At one step another cluster takes the hub over, while the actors of the old one whose names begin with one of
+    `stopped` stand still for `pause_s`. If `kills`, the others die at that step, and Ray makes them again just after
+    the takeover."""
+
+    def __init__(self, step: int, *, stopped: tuple[str, ...], kills: bool, pause_s: float) -> None:
+        self._step = step
+        self._stopped = stopped
+        self._kills = kills
+        self._pause_s = pause_s
+        self._until_s = 0.0
+
+    def step(self, number: int, process: Process, operation: str, key: str) -> Fault | None:
+        """See `Mischief`."""
+        if number == self._step:
+            simulation = self.simulation
+            self._until_s = simulation.scheduler.now_s + self._pause_s + _SETTLING_S
+            old = list(simulation.cluster.actors.values())
+            for actor in old:
+                if actor.name.startswith(self._stopped):
+                    actor.process.stop()
+                    simulation.scheduler.after(self._pause_s, actor.process.go_on)
+                elif self._kills:
+                    actor.process.kill()
+            simulation.scheduler.after(_BEFORE_RESTART_S if self._kills else 0.0, simulation.use_new_cluster)
+        return None
+
+    def is_over(self) -> bool:
+        """See `Mischief`."""
+        return self.simulation.scheduler.now_s >= self._until_s
 
 
 class Havoc(Mischief):

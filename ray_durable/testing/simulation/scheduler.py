@@ -107,6 +107,7 @@ class Process(asyncio.AbstractEventLoop):
     def __init__(self, scheduler: Scheduler, name: str, *, skew_us: int = 0) -> None:
         self.scheduler = scheduler
         self.name = name
+        self.began_s = scheduler.now_s
         self.skew_us = skew_us
         self.latest_us = 0
         self.is_alive = True

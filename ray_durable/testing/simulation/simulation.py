@@ -48,7 +48,8 @@ class Simulation:
 
     `mischief` is called with the number of each step of the run (an operation of the store, or a message that arrives)
     and the process that takes it, just before it has an effect. All must be over by `until_s`, and within
-    `steps_max` steps. `idle_s` is how long an instance waits before its process lets it go (None: for ever).
+    `steps_max` steps. A dispatcher looks as often as a supervisor does a round, and trusts a look for `trust_s`, three
+    times as long. `idle_s` is how long an instance waits before its process lets it go (None: for ever).
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Simulation:
         self.notes: set[str] = set()
         self.errors: list[BaseException] = []
         self.supervisor_interval_s = supervisor_interval_s
+        self.trust_s = 3 * supervisor_interval_s
         self.mischief = mischief or Mischief()
         self.mischief.simulation = self
         self.index_looked_at_s = 0.0

@@ -5,7 +5,8 @@ epoch behind a claim; nothing behind the end but a link; at most one outcome of 
 fires before its time by its owner's clock. Of the whole: no activity is submitted before the log holds it, or by an
 owner that has read its outcome; activities are executed no more often than they were submitted, by what the logs say,
 and once where the dispatcher and its workers lived; what was acknowledged is there, once; whoever read a history read
-the beginning of the final one; a cluster that lost the hub does not go on renewing its lease.
+the beginning of the final one; a cluster that lost the hub does not go on renewing its lease, starts no activity once
+its dispatcher had time to see that, and claims nothing by a process that began later.
 
 It reads the objects by itself, after storage/FORMAT.md, and believes nothing that the runtime says of them.
 """
@@ -13,6 +14,7 @@ It reads the objects by itself, after storage/FORMAT.md, and believes nothing th
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -118,6 +120,16 @@ class Watcher:
                     if done.get(item, request.epoch + 1) <= request.epoch:
                         self._break(f"{log.instance}: item {item} of map {wanted.map} is submitted again")
 
+    def see_launch(self, hub_epoch: int, process: Process, trust_s: float) -> None:
+        """A dispatcher starts a slice, and may believe for `trust_s` that its cluster holds the hub."""
+        lost_s = self._lost_s(hub_epoch)
+        if process.scheduler.now_s - lost_s > trust_s:
+            self._break(f"hub epoch {hub_epoch} was replaced at {lost_s:.1f} s, and starts an activity")
+
+    def _lost_s(self, hub_epoch: int) -> float:
+        """When this hub epoch was replaced; infinite if it was not."""
+        return min((since_s for newer, since_s in self._hub_epochs.items() if newer > hub_epoch), default=math.inf)
+
     def _require_scheduled(self, log: Log, number: int, kind: str) -> None:
         if number > len(log.events) or log.events[number - 1]["type"] != kind:
             self._break(f"{log.instance}: task {number} is submitted, and the log does not hold it yet")
@@ -132,11 +144,8 @@ class Watcher:
             raise Violation(f"{key} is no object that may be replaced")
         if key.endswith("/lease/holder"):
             epoch, now_s = json.loads(data)["epoch"], process.scheduler.now_s
-            if epoch >= max(self._hub_epochs, default=0):
-                return
-            superseded_s = min(since_s for newer, since_s in self._hub_epochs.items() if newer > epoch)
             # A process that stood still may renew it in the round in which it did, a few times while the store is slow.
-            if now_s - superseded_s > _STANDING_DOWN_S:
+            if now_s - self._lost_s(epoch) > _STANDING_DOWN_S:
                 self._late_renewals[epoch].add(data)
             if len(self._late_renewals[epoch]) > _LATE_RENEWALS_MAX:
                 raise Violation(f"hub epoch {epoch} was replaced, and goes on renewing its lease")
@@ -170,6 +179,8 @@ class Watcher:
         is_claim = header.get("claim", False)
         if header["epoch"] != log.epoch + is_claim:
             raise Violation(f"{key}: epoch {header['epoch']} after {log.epoch}")
+        if is_claim and header["hub_epoch"] and process.began_s > self._lost_s(header["hub_epoch"]):
+            raise Violation(f"{key}: a claim of hub epoch {header['hub_epoch']}, by a process that began without it")
         if not is_claim and header["nonce"] != log.nonce:
             raise Violation(f"{key}: its writer did not claim epoch {log.epoch}")
         log.seq, log.digest, log.epoch, log.nonce = header["seq"], header["sha256"], header["epoch"], header["nonce"]

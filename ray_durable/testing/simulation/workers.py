@@ -37,16 +37,26 @@ class Ledger:
 
 
 class SimulatedWorkers:
-    """`Launcher` of one dispatcher's process: its slices die with it."""
+    """`Launcher` of one dispatcher's process: its slices die with it. `on_launch` is called for each."""
 
-    def __init__(self, process: Process, workshop: InlineWorkshop, weather: Weather, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        process: Process,
+        workshop: InlineWorkshop,
+        weather: Weather,
+        ledger: Ledger,
+        *,
+        on_launch: Callable[[], None],
+    ) -> None:
         self.process = process
+        self.on_launch = on_launch
         self.workshop = workshop
         self.weather = weather
         self.ledger = ledger
 
     def launch(self, work: SliceWork, generation: str | None, tell: Callable[[SliceNews], None]) -> _Slice:
         """See `Launcher`."""
+        self.on_launch()
         started = _Slice(self, through_process_boundary(work), tell)
         self.process.call_later(self.weather.slice_s(), started.run)
         return started
