@@ -72,6 +72,14 @@ def twice_slowly(value: int) -> int:
     return 2 * value
 
 
+@durable.activity
+def takes_a_while(value: int) -> int:
+    """Long enough that others queue behind it."""
+    note()
+    time.sleep(0.25)
+    return value
+
+
 @durable.activity(num_cpus=0.1)
 def waits_for_go(value: int) -> int:
     """Runs until the test says so, and leaves a file when it is over; gives its process id."""
@@ -174,6 +182,11 @@ async def spread_slowly(ctx: durable.OrchestrationContext, count: int) -> int:
 @durable.orchestrator
 async def spread_waiting(ctx: durable.OrchestrationContext, count: int) -> list[int]:
     return list(await asyncio.gather(*(ctx.call_activity(waits_for_go, value) for value in range(count))))
+
+
+@durable.orchestrator
+async def queues(ctx: durable.OrchestrationContext, count: int) -> int:
+    return sum(await asyncio.gather(*(ctx.call_activity(takes_a_while, value) for value in range(count))))
 
 
 @durable.orchestrator

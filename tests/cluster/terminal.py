@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
@@ -71,7 +72,9 @@ class Session:
         ray.init(**arguments)
         return self.cluster()
 
-    def connect(self, root: str, **arguments: Any) -> str:
+    def connect(self, root: str, answer_timeout_s: float | None = None, **arguments: Any) -> str:
+        if answer_timeout_s is not None:
+            arguments["answer_timeout"] = timedelta(seconds=answer_timeout_s)
         self.hub = durable.connect(root, **arguments)
         return self.cluster()
 
