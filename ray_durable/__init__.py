@@ -36,6 +36,7 @@ from ray_durable.errors import (
     StoreError,
     StoreUnavailableError,
     SubOrchestrationError,
+    TooManyEventsError,
     UnsupportedStoreError,
 )
 from ray_durable.failure import Failure
@@ -95,6 +96,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "SubOrchestrationError",
+    "TooManyEventsError",
     "UnsupportedStoreError",
     "Waiting",
     "activity",

@@ -42,6 +42,7 @@ from ray_durable.runtime.lifecycle import (
 )
 from ray_durable.runtime.ports import SystemClock
 from ray_durable.runtime.retention import retention_settings
+from ray_durable.runtime.room import UNREAD_BYTES_MAX, UNREAD_EVENTS_MAX, RoomMax
 from ray_durable.runtime.status import InstanceStatus
 from ray_durable.runtime.upkeep import IDLE_S_DEFAULT, Upkeep
 from ray_durable.starts import HubStarts
@@ -74,6 +75,8 @@ def connect(
     live_instances_max: int = 100,
     idle_timeout: timedelta = timedelta(seconds=IDLE_S_DEFAULT),
     answer_timeout: timedelta = timedelta(seconds=15),
+    unread_events_max: int = UNREAD_EVENTS_MAX,
+    unread_bytes_max: int = UNREAD_BYTES_MAX,
     grace: timedelta | None = None,
     retention: Mapping[str, timedelta] | None = None,
     ray_init: Mapping[str, Any] | None = None,
@@ -92,8 +95,10 @@ def connect(
     At most `live_instances_max` instances have an actor at a time, counted apart for each depth of calls; others wait
     as Pending. An instance that has only waited for `idle_timeout`, for timers, events or instances that it called,
     gives its actor back until there is something to do. A process that has not answered for `answer_timeout` is taken
-    for stopped, and replaced; code that keeps its thread busy does not keep its process from answering. These three
-    hold for as long as the cluster holds the hub. `grace` is a setting of the hub, made when the hub is (default: 24
+    for stopped, and replaced; code that keeps its thread busy does not keep its process from answering. At most
+    `unread_events_max` external events wait for one instance to take them, with values of `unread_bytes_max` bytes
+    together; more are refused (`TooManyEventsError`), unless the instance waits for them. These five hold for as long
+    as the cluster holds the hub. `grace` is a setting of the hub, made when the hub is (default: 24
     hours): for so long, executions that were continued, and purged instances, stay in storage, so that a writer that
     was stopped meanwhile does no harm. `retention` is such a setting, too: how long instances are kept after their end,
     by status, such as {"Completed": timedelta(days=30)}; then they are purged, and others never. `ray_init` are
@@ -113,12 +118,14 @@ def connect(
         raise ConfigurationError(f"answer_timeout is {answer_timeout}: give at least {_ANSWER_TIMEOUT_MIN}")
     if grace is not None and grace < timedelta(0):
         raise ConfigurationError(f"grace is {grace}: give zero or more")
+    room_max = RoomMax(events=unread_events_max, value_bytes=unread_bytes_max)
     address, secrets = address_of(root, hub, storage_options, signing_key)
     connected = Hub(address)
     upkeep = Upkeep(
         live_max=live_instances_max,
         idle_s=idle_timeout.total_seconds(),
         silence_s=answer_timeout.total_seconds(),
+        room_max=room_max,
     )
     settings: dict[str, Any] = {} if grace is None else {"grace_s": grace.total_seconds()}
     if retention is not None:

@@ -134,8 +134,9 @@ class OrchestrationContext(CallingContext):
         return values[0] if len(values) == 1 else (values or None)
 
     def send_event(self, instance_id: str, name: str, value: Any = None, *, type: Any = Any) -> None:
-        """Raise the external event `name` for another instance. It arrives once; if there is no such instance, or it
-        has ended, it is dropped. `type` is that of the value, where it is no plain JSON, as of `Handle.raise_event`.
+        """Raise the external event `name` for another instance. It arrives once, and waits at this one for as long as
+        too many wait at the other; if there is no such instance, or it has ended, it is dropped. `type` is that of the
+        value, where it is no plain JSON, as of `Handle.raise_event`.
 
         Raises:
             InvalidIdError: the id or the name is not allowed.

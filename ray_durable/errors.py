@@ -37,6 +37,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "SubOrchestrationError",
+    "TooManyEventsError",
     "UnsupportedStoreError",
 ]
 
@@ -106,6 +107,17 @@ class InstanceEndedError(DurableError):
 
     instance_id: str
     runtime_status: str
+
+
+class TooManyEventsError(DurableError):
+    """Too many external events wait for the instance to take them; this one was not recorded, and the instance takes
+    others once its code has taken some. `instance_id`, `name` (of the event), `count` and `size_bytes` (of those that
+    wait)."""
+
+    instance_id: str
+    name: str
+    count: int
+    size_bytes: int
 
 
 class SerializationError(DurableError, TypeError):

@@ -95,7 +95,9 @@ class Handle(Generic[R_co]):
 
         Raises:
             InstanceNotFoundError, InstanceEndedError: nobody is there to take it.
-            SerializationError: the value cannot be encoded.
+            TooManyEventsError: the instance does not wait for it, and too many wait for the instance already. It was
+                not recorded: raise it again once the instance has taken some.
+            SerializationError, PayloadTooLargeError: the value cannot be encoded.
             InvalidIdError: events cannot have this name or id: both are 1 to 256 printable characters.
             StoreUnavailableError: it could not be recorded for half a minute, and may be yet: repeat it with an
                 `event_id`.

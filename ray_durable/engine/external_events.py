@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,11 +19,29 @@ from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.source import Source
 from ray_durable.payload import Payload
 
-__all__ = ["ExternalEvents", "decode_into"]
+__all__ = ["Backlog", "ExternalEvents", "decode_into"]
 
 _Decode = Callable[[Payload], Any]
 
 _RECENT_MAX = 1_000
+
+
+@dataclass(slots=True)
+class Backlog:
+    """How many external events wait to be taken, and how many bytes their values have together, wherever they lie."""
+
+    count: int = 0
+    size_bytes: int = 0
+
+    def add(self, event: EventRaised) -> None:
+        """One more waits."""
+        self.count += 1
+        self.size_bytes += event.value.size
+
+    def remove(self, event: EventRaised) -> None:
+        """One that waited was taken."""
+        self.count -= 1
+        self.size_bytes -= event.value.size
 
 
 def decode_into(future: CommandFuture, decode: _Decode, payload: Payload) -> bool:
@@ -64,9 +83,10 @@ class _Waiter:
 class ExternalEvents:
     """The unread external events of an execution, and its waiters."""
 
-    __slots__ = ("_loop", "_seen", "_unread", "_waiters")
+    __slots__ = ("_loop", "_seen", "_unread", "_waiters", "backlog")
 
     def __init__(self, loop: EventLoop) -> None:
+        self.backlog = Backlog()
         self._loop = loop
         self._unread: dict[str, deque[EventRaised]] = {}
         # Ordered dictionaries, because a plain one is slow to find its first key when many were taken from the front.
@@ -92,7 +112,7 @@ class ExternalEvents:
         unread = self._unread.get(name)
         if unread:
             if decode_into(future, decode, unread[0].value):
-                unread.popleft()
+                self.backlog.remove(unread.popleft())
                 if not unread:
                     del self._unread[name]
         else:
@@ -109,6 +129,11 @@ class ExternalEvents:
             if decode_into(waiter.future, waiter.decode, event.value):
                 return
         self._unread.setdefault(event.name, deque()).append(event)
+        self.backlog.add(event)
+
+    def is_awaited(self, name: str) -> bool:
+        """Whether somebody waits for an event of this name, and would take it at once."""
+        return name in self._waiters
 
     def forget(self, waiter: _Waiter) -> None:
         """The waiter waits no more."""

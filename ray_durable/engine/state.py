@@ -19,7 +19,7 @@ from ray_durable.engine.events import (
     SubOrchestrationInstanceCreated,
     TaskScheduled,
 )
-from ray_durable.engine.external_events import ExternalEvents
+from ray_durable.engine.external_events import Backlog, ExternalEvents
 from ray_durable.engine.journal import Journal
 from ray_durable.engine.loop import EventLoop
 from ray_durable.engine.maps import Maps, OutstandingMap
@@ -157,6 +157,20 @@ class ExecutionState:
         """
         handed_on = [event for event in self._untaken if isinstance(event, EventRaised)]
         return self._events.unread() + self._suspension.raised() + handed_on
+
+    @property
+    def backlog(self) -> Backlog:
+        """How many external events nobody has taken, those held in a suspension among them, and how large they are."""
+        unread, held = self._events.backlog, self._suspension.backlog
+        return Backlog(unread.count + held.count, unread.size_bytes + held.size_bytes)
+
+    def is_awaited(self, name: str) -> bool:
+        """Whether an external event of this name would be taken at once."""
+        return self.status is not RuntimeStatus.SUSPENDED and self._events.is_awaited(name)
+
+    def knows_event(self, event_id: str) -> bool:
+        """Whether an external event of this id came before, so that another one is a repetition."""
+        return self._events.is_known(event_id)
 
     @property
     def recent_event_ids(self) -> list[str]:

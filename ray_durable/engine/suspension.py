@@ -23,6 +23,7 @@ from ray_durable.engine.events import (
     TaskFailed,
     TimerFired,
 )
+from ray_durable.engine.external_events import Backlog
 from ray_durable.engine.maps import Maps
 from ray_durable.engine.ranges import RangeSet
 from ray_durable.engine.tasks import Tasks
@@ -37,9 +38,10 @@ _Restore = Callable[[], object]
 class Suspension:
     """The inputs that an execution holds back, in order."""
 
-    __slots__ = ("_children", "_held", "_maps", "_restores", "_tasks", "_timers")
+    __slots__ = ("_children", "_held", "_maps", "_restores", "_tasks", "_timers", "backlog")
 
     def __init__(self, tasks: Tasks, maps: Maps, children: Children, timers: Timers) -> None:
+        self.backlog = Backlog()
         self._tasks = tasks
         self._maps = maps
         self._children = children
@@ -50,6 +52,8 @@ class Suspension:
     def hold(self, event: Input) -> None:
         """Keep an input that is news; what it answers stops being outstanding."""
         self._held.append(event)
+        if isinstance(event, EventRaised):
+            self.backlog.add(event)
         self._withdraw(event)
 
     def restore(self) -> None:
@@ -60,7 +64,10 @@ class Suspension:
 
     def take(self) -> Input | None:
         """The next held input, or None if there is no more."""
-        return self._held.popleft() if self._held else None
+        event = self._held.popleft() if self._held else None
+        if isinstance(event, EventRaised):
+            self.backlog.remove(event)
+        return event
 
     def end(self) -> None:
         """The execution ended before all was taken: what is left has its outcome all the same."""

@@ -44,6 +44,7 @@ class Courier:
 
         Raises:
             InstanceEndedError, InstanceNotFoundError: nobody is there to take it.
+            TooManyEventsError: it is an event, and the receiver has no room for it now.
         """
         if isinstance(message, StartChild):
             await self._start(message)

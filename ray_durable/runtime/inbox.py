@@ -38,13 +38,15 @@ _EVENT_BYTES = 200
 class Arrival:
     """Inputs that came together, or a message, which is an input to the execution that is under way when it is taken.
 
-    `settles` are the dispatcher's ids of the outcomes that end with them; `done` is resolved once they are durable.
+    `settles` are the dispatcher's ids of the outcomes that end with them; `done` is resolved once they are durable, or
+    with `refusal`, which says why they were not taken, once it is certain that this owner may say so.
     """
 
     events: list[Event]
     message: Message | None = None
     settles: tuple[int, ...] = ()
     done: asyncio.Future[None] | None = None
+    refusal: Exception | None = None
 
     def accept(self) -> None:
         """Tell whoever waits that it is done."""

@@ -58,6 +58,7 @@ from ray_durable.runtime.past import PastExecutions
 from ray_durable.runtime.ports import Clock, DispatcherLostError, DispatcherPort, InstanceDirectory
 from ray_durable.runtime.problems import Problems
 from ray_durable.runtime.records import encode_events
+from ray_durable.runtime.room import Room, RoomMax
 from ray_durable.runtime.status import InstanceStatus, Owner, summarize
 from ray_durable.runtime.succession import continued, link_of
 from ray_durable.runtime.termination import WantedEnds
@@ -88,6 +89,7 @@ class Instance:
         host: str,
         pid: int,
         idle_s: float | None = None,
+        room_max: RoomMax | None = None,
     ) -> None:
         self.instance_id = instance_id
         self.ended = asyncio.Event()
@@ -99,6 +101,7 @@ class Instance:
         self._clock = clock
         self._host = host
         self._pid = pid
+        self._room_max = room_max or RoomMax()
         self._inbox = Inbox()
         self._wanted_ends = WantedEnds()
         self._problems = Problems(hub, instance_id)
@@ -120,6 +123,7 @@ class Instance:
         self._started: ExecutionStarted
         self._orchestration: Orchestration
         self._execution: Execution
+        self._room: Room
         self._activities: Activities
         self._warnings: tuple[str, ...] = ()
 
@@ -153,7 +157,12 @@ class Instance:
             self._idleness.stop()
 
     async def raise_event(self, name: str, value: Payload, event_id: str) -> None:
-        """Returns when the event is durable; a repeated id changes nothing. InstanceEndedError after the end."""
+        """Returns when the event is durable; a repeated id changes nothing.
+
+        Raises:
+            InstanceEndedError: after the end.
+            TooManyEventsError: too many wait for the code already.
+        """
         await self._put(self._arrival(EventRaised(name=name, value=value, event_id=event_id)))
 
     async def suspend(self, reason: str, request_id: str) -> None:
@@ -165,7 +174,12 @@ class Instance:
         await self._put(self._arrival(ExecutionResumed(reason=reason, request_id=request_id)))
 
     async def deliver(self, message: Message) -> None:
-        """Take a message of another instance; returns when it is durable. InstanceEndedError after the end."""
+        """Take a message of another instance; returns when it is durable.
+
+        Raises:
+            InstanceEndedError: after the end.
+            TooManyEventsError: it is an event, and too many wait for the code already.
+        """
         await self._put(Arrival(events=[], message=message, done=asyncio.get_running_loop().create_future()))
 
     async def explain(self) -> Explanation:
@@ -267,6 +281,7 @@ class Instance:
         changed = registry.changed_source(orchestration.reference)
         self._warnings = () if changed is None else (changed,)
         self._execution = Execution(orchestration.main)
+        self._room = Room(self._execution, self._room_max)
         self._orchestration = orchestration
         self._activities.begin(self._execution, orchestration)
         try:
@@ -292,7 +307,7 @@ class Instance:
         await self._require_unclaimed()
         self._started = started_of(history)
         if not hasattr(self, "_mail"):
-            self._mail = Mail(self._hub, self._instances, self._clock, self._answer)
+            self._mail = Mail(self._hub, self._instances, self._clock, self._answer, lambda: self._inbox.nudge())
             await self._past.look(self._started.execution)
         return history
 
@@ -368,12 +383,14 @@ class Instance:
         for arrival in arrivals:
             if arrival.message is not None:
                 await self._receive(arrival, arrival.message)
-        inputs = [event for arrival in arrivals for event in arrival.events]
-        if inputs:
-            inputs += self._mail.note()
-        now_us = self._clock.now_us()
-        inputs = [await self._hub.load_input(self._started.run, event.stamped(0, now_us)) for event in inputs]
-        records = self._execution.apply(inputs)
+        now_us, is_note_due = self._clock.now_us(), True
+        records: list[Event] = []
+        for portion in self._room.portions(arrivals):
+            if portion and is_note_due:
+                portion += self._mail.note()
+                is_note_due = False
+            inputs = [await self._hub.load_input(self._started.run, event.stamped(0, now_us)) for event in portion]
+            records += self._execution.apply(inputs)
         if records:
             try:
                 records = await self._append(records)
@@ -391,6 +408,10 @@ class Instance:
             event = received(message, self._started)
             if isinstance(message, ReportEnd) and event is not None and await self._mail.is_of_the_past(message):
                 event = None
+            if isinstance(event, EventRaised) and (refusal := self._room.refusal(event)) is not None:
+                # Before its value is read, however often it is brought.
+                arrival.refusal = refusal
+                return
             if event is not None:
                 arrival.events = [self._hub.detached(await self._hub.load_input(message.run, event))]
         except DurableError as error:
@@ -446,6 +467,9 @@ class Instance:
         for arrival in arrivals:
             self._activities.settle(arrival.settles)
             if arrival.done is None:
+                continue
+            if arrival.refusal is not None:
+                arrival.refuse(arrival.refusal)
                 continue
             is_settled = not arrival.events or identity_of(arrival.events[0]) in recorded
             if is_settled or not self._execution.ended:

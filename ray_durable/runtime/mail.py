@@ -21,13 +21,19 @@ __all__ = ["Mail"]
 
 
 class Mail:
-    """See the module. `answer` gets what calls come to without an instance that would tell."""
+    """See the module. `answer` gets what calls come to without an instance that would tell; `tell` is called when the
+    `problem` is another one."""
 
     def __init__(
-        self, hub: OpenHub, instances: InstanceDirectory, clock: Clock, answer: Callable[[ReportEnd], None]
+        self,
+        hub: OpenHub,
+        instances: InstanceDirectory,
+        clock: Clock,
+        answer: Callable[[ReportEnd], None],
+        tell: Callable[[], None],
     ) -> None:
         self._hub = hub
-        self._outbox = Outbox(Courier(hub, instances, clock, self._answered).deliver)
+        self._outbox = Outbox(Courier(hub, instances, clock, self._answered).deliver, tell)
         self._answer = answer
         # Calls whose answer is an input by now. It shows that they arrived, and a note could be in the log before it.
         self._answers: set[str] = set()

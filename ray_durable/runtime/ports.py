@@ -60,6 +60,7 @@ class InstanceDirectory(Protocol):
 
         Raises:
             InstanceEndedError, InstanceNotFoundError: nobody is there to take it.
+            TooManyEventsError: it is an event, and the receiver has no room for it now.
         """
 
     async def admit(self, instance_id: str) -> None:

@@ -22,6 +22,7 @@ from ray_durable.runtime.instance import Instance
 from ray_durable.runtime.lanes import SlicePolicy
 from ray_durable.runtime.messages import Attachment, CallState, Exchange, ExchangeReply
 from ray_durable.runtime.ports import DispatcherLostError
+from ray_durable.runtime.room import RoomMax
 from ray_durable.storage import ObjectStore, open_store
 from ray_durable.testing.spy_store import SpyStore
 from ray_durable.testing.workers import InlineWorkshop, Workers, finish, through_process_boundary
@@ -135,9 +136,15 @@ class World:
     """See the module. Make it on the loop on which it is used."""
 
     def __init__(
-        self, *, policy: SlicePolicy | None = None, clock: LoopClock | None = None, idle_s: float | None = None
+        self,
+        *,
+        policy: SlicePolicy | None = None,
+        clock: LoopClock | None = None,
+        idle_s: float | None = None,
+        room_max: RoomMax | None = None,
     ) -> None:
         self.idle_s = idle_s
+        self.room_max = room_max
         self.address = self.address_of_new_root()
         self.objects = finish(open_store(self.address.root))
         self.clock = clock or LoopClock()
@@ -192,6 +199,7 @@ class World:
             host="here",
             pid=next(self._pids),
             idle_s=self.idle_s,
+            room_max=self.room_max,
         )
         owner = Owner(instance, spy)
         self.owners.append(owner)

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 import ray_durable as durable
-from ray_durable.engine import OwnerClaimed, TimerFired
+from ray_durable.engine import EventRaised, OwnerClaimed, TimerFired
 from ray_durable.runtime.explanation import Explanation
 from tests.cluster import flows
 from tests.cluster.harness import is_alive, kill, wait_until
@@ -23,7 +23,8 @@ IDLE = timedelta(seconds=1)
 @pytest.fixture
 def idling(hub: durable.Hub, instance_id: str) -> Iterator[durable.Hub]:
     """Another hub at the same root and on the same Ray, whose instances leave soon."""
-    with durable.connect(hub.address.root, hub=instance_id[:50], live_instances_max=2, idle_timeout=IDLE) as idling:
+    options: dict[str, Any] = {"live_instances_max": 2, "idle_timeout": IDLE, "unread_events_max": 2}
+    with durable.connect(hub.address.root, hub=instance_id[:50], **options) as idling:
         yield idling
 
 
@@ -39,6 +40,21 @@ def left(handle: durable.Handle[Any], hub: durable.Hub) -> int:
     wait_until(lambda: f"instance:{handle.instance_id}" not in actors(hub), "its actor has left")
     wait_until(lambda: not is_alive(owner.pid), "its process has ended")
     return owner.pid
+
+
+def test_events_that_nobody_waits_for_are_refused_also_once_it_is_back(idling: durable.Hub) -> None:
+    """The next process counts what waits from the log; the event that the code waits for is taken."""
+    handle = idling.start(flows.asks_approval, instance_id="flooded")
+    for number in range(2):
+        handle.raise_event("Noise", number, event_id=f"noise {number}")
+    left(handle, idling)
+    with pytest.raises(durable.TooManyEventsError, match="Event 'Noise' was not recorded: 2 external events") as caught:
+        handle.raise_event("Noise", 2)
+    assert (caught.value.instance_id, caught.value.name, caught.value.count) == ("flooded", "Noise", 2)
+    handle.raise_event("Noise", 1, event_id="noise 1")
+    handle.raise_event("Approval", "yes")
+    assert handle.result(60) == "yes"
+    assert sum(isinstance(event, EventRaised) for event in handle.history()) == 3
 
 
 def test_an_event_brings_it_back(idling: durable.Hub) -> None:

@@ -21,7 +21,7 @@ from unittest.mock import patch
 from ray_durable.engine import Event, ExecutionCompleted, TaskCompleted, TaskFailed, TaskScheduled, TimerFired
 from ray_durable.engine.execution import _HANDLERS, Execution
 from ray_durable.engine.external_events import ExternalEvents
-from ray_durable.errors import InstanceNotFoundError, StoreUnavailableError
+from ray_durable.errors import InstanceNotFoundError, StoreUnavailableError, TooManyEventsError
 from ray_durable.runtime import index_repair, lifecycle, succession
 from ray_durable.runtime.activities import Activities
 from ray_durable.runtime.alarm import Alarm
@@ -328,13 +328,39 @@ def leaves_with_a_full_outbox() -> Iterator[None]:
 @_mutant("caller", "clan", "two_instances")
 def gives_messages_up() -> Iterator[None]:
     """A message that was not answered is not sent again."""
-    real = Outbox._try
 
-    async def try_(self: Outbox, message: Any) -> bool:
-        await real(self, message)
+    async def bring(self: Outbox, lane: Any, message: Any, *, gives_way: bool = False) -> bool:
+        await self._try(lane, message)
         return True
 
+    with patch.object(Outbox, "_bring", bring):
+        yield
+
+
+@_mutant("two_instances")
+def takes_a_refusal_for_an_arrival() -> Iterator[None]:
+    """A message that the receiver has no room for is not sent again."""
+    real = Outbox._try
+
+    async def try_(self: Outbox, lane: Any, message: Any) -> Any:
+        outcome = await real(self, lane, message)
+        return type(outcome).ARRIVED if outcome.name == "NO_ROOM" else outcome
+
     with patch.object(Outbox, "_try", try_):
+        yield
+
+
+@_mutant("collects", "accumulates", "two_instances", "gathers_items")
+def accepts_what_it_refuses() -> Iterator[None]:
+    """Whoever raises an event that there is no room for is told that it was recorded."""
+    real = Arrival.refuse
+
+    def refuse(self: Arrival, error: Exception) -> None:
+        if isinstance(error, TooManyEventsError):
+            self.accept()
+        real(self, error)
+
+    with patch.object(Arrival, "refuse", refuse):
         yield
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+from ray_durable.runtime.room import RoomMax
 from ray_durable.testing.simulation import Deaths, Fault, Havoc, Mischief, Simulation, Storm, Takeover, Victim, Weather
 from tests.simulation.corpus import CASES, Case
 from tests.simulation.root import findings
@@ -60,6 +61,7 @@ def run_seed(seed: int, case: Case | None = None, *, until_s: float = 30_000.0, 
         mischief=Havoc(seed, steps=calm(chosen.name).steps),
         supervisor_interval_s=interval_s,
         idle_s=rng.choice([None, 0.2, 2.0, 20.0]),
+        room_max=rng.choice([None, RoomMax(events=1), RoomMax(events=2)]),
         until_s=until_s,
         steps_max=steps_max,
     )

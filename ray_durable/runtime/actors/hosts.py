@@ -63,11 +63,11 @@ _LINGER_S = 1.0
 class OrchestrationActor:
     """Hosts one instance. Turns run on a thread of their own; control calls are answered on Ray's loop."""
 
-    def __init__(self, address: HubAddress, hub_epoch: int, instance_id: str, idle_s: float) -> None:
+    def __init__(self, address: HubAddress, hub_epoch: int, instance_id: str, upkeep: Upkeep) -> None:
         self._address = address
         self._hub_epoch = hub_epoch
         self._instance_id = instance_id
-        self._idle_s = idle_s
+        self._upkeep = upkeep
         self._instance: Instance | None = None
         self._hub: OpenHub | None = None
         # Of Ray's loop, on which `__init__` runs: whoever waits for the end does not wait for the turns' thread.
@@ -183,7 +183,8 @@ class OrchestrationActor:
                 clock=SystemClock(),
                 host=socket.gethostname(),
                 pid=os.getpid(),
-                idle_s=self._idle_s,
+                idle_s=self._upkeep.idle_s,
+                room_max=self._upkeep.room_max,
             )
             await self._instance.run()
             self._loop.call_soon_threadsafe(self._over.set)
@@ -370,7 +371,7 @@ class _Directory:
 
     def _create(self, instance_ids: list[str]) -> None:
         for instance_id in instance_ids:
-            self._cluster.make(OrchestrationActor, instance_name(instance_id), instance_id, self._upkeep.idle_s)
+            self._cluster.make(OrchestrationActor, instance_name(instance_id), instance_id, self._upkeep)
 
 
 async def _end_cluster(hub: OpenHub) -> None:

@@ -21,6 +21,7 @@ from ray_durable.errors import (
     InstanceExistsError,
     InstanceNotFoundError,
     StoreUnavailableError,
+    TooManyEventsError,
 )
 from ray_durable.runtime.explanation import Explanation
 from ray_durable.runtime.hub import OpenHub
@@ -214,5 +215,5 @@ class Client:
                 return True
             except InstanceEndedError:
                 return False
-            except (ClusterConnectionError, StoreUnavailableError):
+            except (ClusterConnectionError, StoreUnavailableError, TooManyEventsError):
                 await asyncio.sleep(_AGAIN_S)

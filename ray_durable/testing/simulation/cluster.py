@@ -255,6 +255,7 @@ class Cluster:
             host=self.address,
             pid=len(simulation.processes),
             idle_s=simulation.idle_s,
+            room_max=simulation.room_max,
         )
         process.hosted = instance
         try:

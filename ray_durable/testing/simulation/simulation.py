@@ -17,6 +17,7 @@ from ray_durable.engine import RuntimeStatus
 from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import Lease
+from ray_durable.runtime.room import RoomMax
 from ray_durable.storage import Pacing, claim_hub_epoch, create_hub, current_hub_epoch, write_lease
 from ray_durable.testing.simulation.chance import seeded
 from ray_durable.testing.simulation.clients import CLIENT, Client
@@ -49,7 +50,8 @@ class Simulation:
     `mischief` is called with the number of each step of the run (an operation of the store, or a message that arrives)
     and the process that takes it, just before it has an effect. All must be over by `until_s`, and within
     `steps_max` steps. A dispatcher looks as often as a supervisor does a round, and trusts a look for `trust_s`, three
-    times as long. `idle_s` is how long an instance waits before its process lets it go (None: for ever).
+    times as long. `idle_s` is how long an instance waits before its process lets it go (None: for ever); more than
+    `room_max` of events that nobody waits for are refused.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Simulation:
         grace_s: float = 24 * 3_600,
         supervisor_interval_s: float = 2.0,
         idle_s: float | None = None,
+        room_max: RoomMax | None = None,
         until_s: float = 30_000.0,
         steps_max: int = 150_000,
     ) -> None:
@@ -83,6 +86,7 @@ class Simulation:
         self.index_looked_at_s = 0.0
         self._grace_s = grace_s
         self.idle_s = idle_s
+        self.room_max = room_max
         self._until_s = until_s
         self._steps_max = steps_max
         self._clients = list(clients)
