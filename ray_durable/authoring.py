@@ -349,7 +349,7 @@ def _refuse_option(option: str, *, valid: list[str], decorator: str) -> NoReturn
 
 def _check_text(option: str, text: object, *, length_max: int) -> None:
     if text is not None and not (isinstance(text, str) and text.isprintable() and 1 <= len(text) <= length_max):
-        raise ConfigurationError(f"{option} is {text!r}: give 1 to {length_max} printable characters")
+        raise ConfigurationError(f"{option} is {text!r:.80}: give 1 to {length_max} printable characters")
 
 
 def _check_activity(function: Any) -> None:

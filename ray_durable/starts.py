@@ -16,6 +16,7 @@ from ray_durable.function import DurableFunction
 from ray_durable.handle import Handle
 from ray_durable.payload import Payload
 from ray_durable.reader import HubReader
+from ray_durable.reason import check_reason
 from ray_durable.reference import FunctionReference
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lifecycle import Start, start_instance
@@ -207,6 +208,7 @@ class HubStarts(HubReader):
 
     async def pause_schedule(self, schedule_id: str, note: str) -> None:
         """See `ScheduleHandle.pause`."""
+        check_reason(note)
         await pause_schedule(await self._hub(), schedule_id, note)
 
     async def resume_schedule(self, schedule_id: str) -> None:
