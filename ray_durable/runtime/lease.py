@@ -91,7 +91,7 @@ class LeaseKeeper:
         self._hub = hub
         self._lease = lease
         self._clock = clock
-        self._open: dict[str, OpenEntry] = {}
+        self._open: dict[str, OpenEntry | None] = {}
 
     async def renew_lease(self) -> None:
         """Renew; FencedError once a higher epoch exists."""
@@ -109,7 +109,7 @@ class LeaseKeeper:
         entries = await list_open(self._hub.store, self._hub.keys, cache=self._open)
         # Hints are read when they are needed, and are the largest part of an entry.
         for name, entry in self._open.items():
-            if entry.wake is not None:
+            if entry is not None and entry.wake is not None:
                 self._open[name] = dataclasses.replace(entry, wake=None)
         return entries
 

@@ -38,6 +38,7 @@ __all__ = [
 T = TypeVar("T")
 
 _READS_AT_ONCE = 32
+_NO_ENTRIES_AT_ONCE = 100
 _COUNT_END = 2**53
 """Above every count and time in microseconds that there can be: the year 2255."""
 _DAY = re.compile(r"[0-9]{8}/")
@@ -114,22 +115,29 @@ async def find_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> Open
     return _open_entry(keys, key, await store.get(key))
 
 
-async def list_open(store: ObjectStore, keys: HubKeys, *, cache: dict[str, OpenEntry] | None = None) -> list[OpenEntry]:
+async def list_open(
+    store: ObjectStore, keys: HubKeys, *, cache: dict[str, OpenEntry | None] | None = None
+) -> list[OpenEntry]:
     """The whole open set, oldest first.
 
     A caller that looks again and again keeps a `cache`: only names that are new are read, so that a look costs one
-    listing. What changed in an entry since it was read is then not seen.
+    listing. What changed in an entry since it was read is then not seen. Of what was no entry, 100 are read again each
+    time: an instance may have got its entry there, and a flood of foreign objects is not to cost a request each.
     """
     cache = {} if cache is None else cache
     names = [name for name in await store.list_folder(keys.open_set) if not name.endswith("/")]
+    for name in [name for name, entry in cache.items() if entry is None][:_NO_ENTRIES_AT_ONCE]:
+        del cache[name]
     new = [name for name in names if name not in cache]
     paths = [f"{keys.open_set}{name}" for name in new]
     found = map(_open_entry, repeat(keys), paths, await _in_groups(store.get, paths))
-    read = {name: entry for name, entry in zip(new, found, strict=True) if entry is not None}
-    entries = {name: cache.get(name) or read[name] for name in names if name in cache or name in read}
-    cache.clear()
-    cache.update(entries)
-    return sorted(entries.values(), key=lambda entry: (entry.entered_us, entry.instance_id))
+    present = set(names)
+    for name in [name for name in cache if name not in present]:
+        del cache[name]
+    # What was read now comes last, so that the next looks read others again.
+    cache.update(zip(new, found, strict=True))
+    entries = [entry for entry in cache.values() if entry is not None]
+    return sorted(entries, key=lambda entry: (entry.entered_us, entry.instance_id))
 
 
 def _open_entry(keys: HubKeys, key: str, data: bytes | None) -> OpenEntry | None:

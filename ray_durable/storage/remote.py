@@ -34,6 +34,8 @@ _SLOWEST_BYTES_PER_S = 250_000
 _PART_BYTES = 16 * 1024 * 1024
 _DELETES_AT_ONCE = 1_000
 _REQUESTS_AT_ONCE = 32
+_LISTED_AT_ONCE = 100
+"""A page has up to 1,000 entries, and those of one come at once."""
 
 _S3_CLIENT = {
     "retries": {"total_max_attempts": 1},
@@ -155,37 +157,26 @@ class RemoteStore:
                 raise self._explain(error, key) from error
             return None
         except Exception as error:
-            if start and _status(error) == 416:
-                return None
+            if _status(error) == 416:
+                # There is nothing from there on: of an empty object, from the beginning.
+                return None if start else b""
             raise self._explain(error, key) from error
 
     async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""
-        path = self._path(folder).rstrip("/")
-        # s3fs's `_ls` lists the parent too when it finds nothing.
-        request = self._filesystem._lsdir(path) if self._is_s3 else self._filesystem._ls(path, detail=True)
-        found = await self._list(folder, request)
-        return sorted(name.rstrip("/") + ("/" if kind == "directory" else "") for name, kind in found)
+        found = await self._list(folder, is_deep=False)
+        return sorted(name.rstrip("/") + ("/" if is_folder else "") for name, is_folder in found)
 
     async def list_tree(self, folder: str) -> list[str]:
         """See `ObjectStore`."""
-        path = self._path(folder).rstrip("/")
-        if self._is_s3:
-            request = self._filesystem._lsdir(path, delimiter="")
-        else:
-            request = self._as_entries(self._filesystem._find(path, detail=True))
-        found = await self._list(folder, request)
-        return sorted(name for name, kind in found if kind != "directory" and not name.endswith("/"))
+        found = await self._list(folder, is_deep=True)
+        return sorted(name for name, is_folder in found if not is_folder and not name.endswith("/"))
 
-    @staticmethod
-    async def _as_entries(found: Awaitable[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-        return list((await found).values())
-
-    async def _list(self, folder: str, request: Awaitable[list[dict[str, Any]]]) -> list[tuple[str, str]]:
-        """Names relative to `folder` and kinds of the entries that `request` gives."""
+    async def _list(self, folder: str, *, is_deep: bool) -> list[tuple[str, bool]]:
+        """Names relative to `folder`, and whether each is a folder: what lies directly in it, or at any depth."""
         path = self._path(folder).rstrip("/")
         try:
-            entries = await self._within(request)
+            entries = await (self._list_pages if self._is_s3 else self._list_whole)(path, is_deep=is_deep)
         except FileNotFoundError as error:
             if _is_container_missing(error):
                 raise self._explain(error, folder) from error
@@ -193,11 +184,35 @@ class RemoteStore:
         except Exception as error:
             raise self._explain(error, folder) from error
         return [
-            (entry["name"][len(path) + 1 :], entry["type"])
-            for entry in entries
+            (name[len(path) + 1 :], is_folder)
+            for name, is_folder in entries
             # Consoles mark folders by empty objects named like them.
-            if entry["name"].rstrip("/").startswith(f"{path}/")
+            if name.rstrip("/").startswith(f"{path}/")
         ]
+
+    async def _list_whole(self, path: str, *, is_deep: bool) -> list[tuple[str, bool]]:
+        """What lies below: its path, and whether it is a folder."""
+        if is_deep:
+            entries = list((await self._within(self._filesystem._find(path, detail=True))).values())
+        else:
+            entries = await self._within(self._filesystem._ls(path, detail=True))
+        return [(entry["name"], entry["type"] == "directory") for entry in entries]
+
+    async def _list_pages(self, path: str, *, is_deep: bool) -> list[tuple[str, bool]]:
+        """The same of S3, each page with a deadline of its own: a folder may have any number of objects.
+
+        s3fs's `_ls` would list the parent too where it finds nothing.
+        """
+        bucket, key, _ = self._filesystem.split_path(path)
+        prefix, delimiter = f"{key}/" if key else "", "" if is_deep else "/"
+        entries: list[tuple[str, bool]] = []
+        now_s = asyncio.get_running_loop().time
+        async with asyncio.timeout(self.deadline_s) as deadline:
+            async for entry in self._filesystem._iterdir(bucket, prefix=prefix, delimiter=delimiter):
+                if not len(entries) % _LISTED_AT_ONCE:
+                    deadline.reschedule(now_s() + self.deadline_s)
+                entries.append((entry["name"], entry["type"] == "directory"))
+        return entries
 
     async def delete_many(self, keys: list[str]) -> None:
         """See `ObjectStore`. Folders are but the beginnings of names."""

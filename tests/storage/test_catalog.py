@@ -33,6 +33,7 @@ from ray_durable.storage import (
     remove_open,
     write_lease,
 )
+from ray_durable.testing.spy_store import SpyStore
 from tests.storage.store_contract import OpenRoot, with_store
 
 KEYS = HubKeys("hub")
@@ -123,7 +124,7 @@ class TestOpenSet:
     @with_store
     async def test_a_second_look_with_a_cache_reads_new_names_only(self, store: ObjectStore) -> None:
         """Entries that went are forgotten, new ones are read, the others are not read again."""
-        cache: dict[str, OpenEntry] = {}
+        cache: dict[str, OpenEntry | None] = {}
         await add_open(store, KEYS, entry("a"))
         await add_open(store, KEYS, entry("b"))
         assert await list_open(store, KEYS, cache=cache) == [entry("a"), entry("b")]
@@ -131,7 +132,24 @@ class TestOpenSet:
         await add_open(store, KEYS, entry("c"))
         await store.put(KEYS.open_entry("b"), b"not read again")
         assert await list_open(store, KEYS, cache=cache) == [entry("b"), entry("c")]
-        assert {kept.instance_id for kept in cache.values()} == {"b", "c"}
+        assert {kept.instance_id for kept in cache.values() if kept is not None} == {"b", "c"}
+
+    @with_store
+    async def test_a_flood_of_foreign_objects_is_read_once(self, store: ObjectStore) -> None:
+        """Later looks read a few of them each, in turn, so that an entry which takes such a name is found."""
+        spy = SpyStore(store)
+        cache: dict[str, OpenEntry | None] = {}
+        await add_open(store, KEYS, entry("good"))
+        for number in range(350):
+            await store.put(KEYS.open_entry(f"x{number}"), b"no entry")
+        assert await list_open(spy, KEYS, cache=cache) == [entry("good")]
+        await add_open(store, KEYS, entry("x340", BEGAN_US + 1))
+        looks = 0
+        while len(await list_open(spy, KEYS, cache=cache)) == 1:
+            looks += 1
+        assert 1 <= looks <= 3
+        reads = [call for call in spy.calls if call[0] == "get"]
+        assert len(reads) == 351 + 100 * (looks + 1)
 
     @with_store
     async def test_foreign_objects_are_skipped(self, store: ObjectStore) -> None:
@@ -203,6 +221,23 @@ class TestEndedInstances:
         assert await listed(store, created_from_us=BEGAN_US + DAY_US, statuses=["Completed"], prefix="order-") == [
             long_id
         ]
+
+    @with_store
+    async def test_a_flood_of_foreign_objects_is_read_once(self, store: ObjectStore) -> None:
+        """Later looks read a few of them each, in turn, so that an entry which takes such a name is found."""
+        spy = SpyStore(store)
+        cache: dict[str, OpenEntry | None] = {}
+        await add_open(store, KEYS, entry("good"))
+        for number in range(350):
+            await store.put(KEYS.open_entry(f"x{number}"), b"no entry")
+        assert await list_open(spy, KEYS, cache=cache) == [entry("good")]
+        await add_open(store, KEYS, entry("x340", BEGAN_US + 1))
+        looks = 0
+        while len(await list_open(spy, KEYS, cache=cache)) == 1:
+            looks += 1
+        assert 1 <= looks <= 3
+        reads = [call for call in spy.calls if call[0] == "get"]
+        assert len(reads) == 351 + 100 * (looks + 1)
 
     @with_store
     async def test_foreign_objects_are_skipped(self, store: ObjectStore) -> None:

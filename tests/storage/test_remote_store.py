@@ -20,7 +20,7 @@ from ray_durable.errors import (
     StoreUnavailableError,
     UnsupportedStoreError,
 )
-from ray_durable.storage import ObjectStore, open_store, probe
+from ray_durable.storage import ObjectStore, open_store, probe, remote
 from ray_durable.storage.remote import RemoteStore
 from tests.support.s3_server import S3Server
 from tests.support.scripted_server import Answer, ScriptedServer, s3_error
@@ -326,3 +326,42 @@ class TestFileSystems:
         error = outcome("clobbering://bucket/root", {}, lambda store: probe(store, "hub/probe/1"))
         assert type(error) is UnsupportedStoreError
         assert "overwrote" in str(error)
+
+
+class TestForeignObjects:
+    """What others may have put where objects of the hub are looked for."""
+
+    def test_an_empty_object_is_read_as_no_bytes(self, moto_server: S3Server) -> None:
+        """A range of it cannot be had, which is no error of the store's."""
+        bucket = moto_server.create_bucket()
+        moto_server.client().put_object(Bucket=bucket, Key="root/index/open/empty", Body=b"")
+        url, options = f"s3://{bucket}/root", moto_server.storage_options
+        assert outcome(url, options, lambda store: store.get("index/open/empty")) == b""
+
+    def test_each_page_of_a_listing_has_its_own_deadline(
+        self, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A folder with a flood of objects takes longer than one request may, and is listed all the same."""
+        monkeypatch.setattr(RemoteStore, "deadline_s", 0.5)
+        bucket, client = moto_server.create_bucket(), moto_server.client()
+        for number in range(8):
+            client.put_object(Bucket=bucket, Key=f"root/a/{number}", Body=b"x")
+        url, options = f"s3://{bucket}/root", moto_server.storage_options
+        requests = 0
+
+        async def list_all(store: ObjectStore) -> object:
+            assert isinstance(store, RemoteStore)
+            call = store._filesystem._call_s3
+
+            async def slow(method: str, *args: Any, **kwargs: Any) -> Any:
+                nonlocal requests
+                requests += 1
+                await asyncio.sleep(0.2)
+                return await call(method, *args, **{**kwargs, "MaxKeys": 2})
+
+            monkeypatch.setattr(store._filesystem, "_call_s3", slow)
+            return await store.list_folder("a/")
+
+        monkeypatch.setattr(remote, "_LISTED_AT_ONCE", 2)
+        assert outcome(url, options, list_all) == [str(number) for number in range(8)]
+        assert requests == 4
