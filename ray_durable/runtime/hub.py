@@ -45,6 +45,7 @@ from ray_durable.errors import (
     FencedError,
     FunctionNotFoundError,
     InstanceNotFoundError,
+    PayloadTooLargeError,
 )
 from ray_durable.function import DurableFunction
 from ray_durable.payload import Payload
@@ -69,12 +70,14 @@ from ray_durable.storage import (
     forget_ended,
     get_blob,
     is_signed,
+    is_there,
     latest_execution,
     list_executions,
     open_store,
     persist,
     probe,
     put_blob,
+    read_bounded,
     read_settings,
     read_start,
     read_tail,
@@ -333,7 +336,7 @@ class OpenHub:
         if not await log.is_at_end():
             return False
         key = self.keys.purged(log.instance_id, log.execution)
-        return await persist(lambda: self.store.get(key)) is None
+        return not await persist(lambda: is_there(self.store, key))
 
     async def keep_open(self, own: OpenEntry) -> None:
         """See that an instance that has not ended is in the open set: another owner may have died as it left it."""
@@ -374,7 +377,20 @@ class OpenHub:
         return registry.resolve(reference, lambda digest: self._bundles[digest])
 
     async def store_code(self, data: bytes) -> str:
-        """Store captured code; its digest."""
+        """Store captured code; its digest.
+
+        Raises:
+            PayloadTooLargeError: it holds more than a payload may have.
+        """
+        if len(data) > self.limits.payload_bytes_max:
+            raise PayloadTooLargeError(
+                f"The captured code has {len(data):,} bytes, and at most {self.limits.payload_bytes_max:,} are stored: "
+                "functions of a script take what they refer to along, so load large data inside of them, or put the "
+                "code into a module that workers can import",
+                where="captured code",
+                size_bytes=len(data),
+                limit_bytes=self.limits.payload_bytes_max,
+            )
         digest = hashlib.sha256(data).hexdigest()
         await persist(lambda: self.store.put_if_absent(self.keys.code(digest), data))
         return digest
@@ -403,7 +419,13 @@ class OpenHub:
         """The payload with its bytes loaded."""
         if payload.data is not None or payload.blob is None:
             return payload
-        data = await get_blob(self.store, self.keys, run, payload.blob)
+        if payload.size > self.limits.payload_bytes_max:
+            raise CorruptLogError(
+                f"The log of run {run} refers to a blob of {payload.size:,} bytes, and no payload has more than "
+                f"{self.limits.payload_bytes_max:,}: run storage/verify.py",
+                key=self.keys.blob(run, payload.blob),
+            )
+        data = await get_blob(self.store, self.keys, run, payload.blob, payload.size)
         if len(data) != payload.size:
             key = self.keys.blob(run, payload.blob)
             raise CorruptLogError(
@@ -472,7 +494,7 @@ class OpenHub:
         bundle = self._bundles.get(digest)
         if bundle is None:
             key = self.keys.code(digest)
-            data = await persist(lambda: self.store.get(key))
+            data = await persist(lambda: read_bounded(self.store, key, self.limits.payload_bytes_max))
             if data is None or hashlib.sha256(data).hexdigest() != digest:
                 raise FunctionNotFoundError(
                     f"The captured code {key} is missing or damaged: restore the object from a backup", name=digest

@@ -22,6 +22,7 @@ from ray_durable.storage import (
     add_open,
     current_hub_epoch,
     find_open,
+    is_there,
     latest_execution,
     list_open,
     read_hub_epoch,
@@ -128,7 +129,7 @@ class LeaseKeeper:
 
     async def holds(self, rest: Rest) -> bool:
         """See `HubIndex`."""
-        return await self._hub.store.get(rest.next_key) is None
+        return not await is_there(self._hub.store, rest.next_key)
 
     async def is_orphan(self, instance_id: str) -> bool:
         """See `HubIndex`."""

@@ -42,6 +42,7 @@ from ray_durable.storage.log import (
     read_start,
     read_tail,
 )
+from ray_durable.storage.objects import is_there, read_bounded
 from ray_durable.storage.pacing import Pacing, persist
 from ray_durable.storage.patience import PatientStore
 from ray_durable.storage.removal import (
@@ -61,10 +62,11 @@ from ray_durable.storage.schedules import (
 )
 from ray_durable.storage.segment import FORMAT_VERSION, Segment, SegmentHeader, decode_segment, encode_segment
 from ray_durable.storage.signing import Signer
-from ray_durable.storage.store import ObjectStore, open_store, probe
+from ray_durable.storage.store import OBJECT_BYTES_MAX, ObjectStore, open_store, probe
 
 __all__ = [
     "FORMAT_VERSION",
+    "OBJECT_BYTES_MAX",
     "ClaimLostError",
     "EndedPage",
     "Executions",
@@ -101,6 +103,7 @@ __all__ = [
     "free_hub_epoch",
     "get_blob",
     "is_signed",
+    "is_there",
     "latest_execution",
     "list_ended",
     "list_executions",
@@ -113,6 +116,7 @@ __all__ = [
     "persist",
     "probe",
     "put_blob",
+    "read_bounded",
     "read_hub_epoch",
     "read_lease",
     "read_settings",

@@ -20,10 +20,10 @@ async def put_blob(store: ObjectStore, keys: HubKeys, run: str, data: bytes, *, 
     return digest
 
 
-async def get_blob(store: ObjectStore, keys: HubKeys, run: str, digest: str) -> bytes:
-    """The blob with this digest. CorruptLogError if it is missing or damaged."""
+async def get_blob(store: ObjectStore, keys: HubKeys, run: str, digest: str, size_bytes: int) -> bytes:
+    """The blob with this digest, of so many bytes at most. CorruptLogError if it is missing or damaged."""
     key = keys.blob(run, digest)
-    data = await persist(lambda: store.get(key))
+    data = await persist(lambda: store.get(key, size_bytes))
     if data is None or hashlib.sha256(data).hexdigest() != digest:
         fault = "is missing" if data is None else "does not match its name"
         raise CorruptLogError(f"The blob {key} {fault}: restore the object from a backup", key=key)

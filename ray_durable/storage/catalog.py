@@ -11,11 +11,12 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import repeat
 from typing import Any, TypeGuard, TypeVar
 
 from ray_durable.storage.keys import HubKeys, encode_id, escape, is_instance_id
-from ray_durable.storage.objects import pack_object, unpack_object
+from ray_durable.storage.objects import pack_object, read_bounded, unpack_object
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
@@ -112,7 +113,7 @@ async def remove_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> No
 async def find_open(store: ObjectStore, keys: HubKeys, instance_id: str) -> OpenEntry | None:
     """The entry of an instance; None if it is not in the open set."""
     key = keys.open_entry(instance_id)
-    return _open_entry(keys, key, await store.get(key))
+    return _open_entry(keys, key, await read_bounded(store, key))
 
 
 async def list_open(
@@ -130,7 +131,7 @@ async def list_open(
         del cache[name]
     new = [name for name in names if name not in cache]
     paths = [f"{keys.open_set}{name}" for name in new]
-    found = map(_open_entry, repeat(keys), paths, await _in_groups(store.get, paths))
+    found = map(_open_entry, repeat(keys), paths, await _in_groups(partial(read_bounded, store), paths))
     present = set(names)
     for name in [name for name in cache if name not in present]:
         del cache[name]
@@ -200,7 +201,7 @@ async def forget_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, 
     if not _is_summary(summary):
         return  # of a log that another program wrote: no entry can be of it
     key = keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])
-    if unpack_object(keys, key, await store.get(key)).get("execution") == summary.get("execution"):
+    if unpack_object(keys, key, await read_bounded(store, key)).get("execution") == summary.get("execution"):
         await store.delete_many([key])
 
 
@@ -263,7 +264,7 @@ async def list_ended(
             break
     page = found[:limit]
     paths = [f"{keys.ended}{path}" for path in page]
-    summaries = map(_summary, repeat(keys), paths, await _in_groups(store.get, paths))
+    summaries = map(_summary, repeat(keys), paths, await _in_groups(partial(read_bounded, store), paths))
     return EndedPage(
         summaries=tuple(
             summary

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_durable.errors import ConfigurationError, CorruptLogError
 from ray_durable.storage.keys import HubKeys, numbers
-from ray_durable.storage.objects import is_authentic, mac_of, pack_object
+from ray_durable.storage.objects import SMALL_BYTES_MAX, is_authentic, mac_of, pack_object, read_bounded
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
@@ -60,7 +60,7 @@ async def read_settings(store: ObjectStore, keys: HubKeys) -> Mapping[str, Any] 
             this process has.
         CorruptLogError: they are damaged, or were changed by somebody without the key.
     """
-    data = await store.get(keys.settings)
+    data = await store.get(keys.settings, SMALL_BYTES_MAX)
     if data is None:
         return None
     _authenticate_settings(store, keys, data)
@@ -107,7 +107,7 @@ async def current_hub_epoch(store: ObjectStore, keys: HubKeys, *, known: int = 0
     for epoch in reversed(numbers(await store.list_folder(keys.hub_epochs), 12)):
         if epoch <= known or keys.signer is None:
             return epoch
-        data = await store.get(keys.hub_epoch(epoch))
+        data = await read_bounded(store, keys.hub_epoch(epoch))
         if data is not None and is_authentic(keys, keys.hub_epoch(epoch), data):
             return epoch
     return 0
@@ -122,7 +122,7 @@ async def claim_hub_epoch(store: ObjectStore, keys: HubKeys, epoch: int, holder:
     """Claim an epoch for `holder`; whether this call got it. Whoever holds a lower one must stand down."""
     key = keys.hub_epoch(epoch)
     data = pack_object(keys, key, holder)
-    return await store.put_if_absent(key, data) or await store.get(key) == data
+    return await store.put_if_absent(key, data) or await read_bounded(store, key) == data
 
 
 async def read_hub_epoch(store: ObjectStore, keys: HubKeys, epoch: int) -> Mapping[str, Any] | None:
@@ -141,7 +141,7 @@ async def read_lease(store: ObjectStore, keys: HubKeys) -> Mapping[str, Any] | N
 
 
 async def _read(store: ObjectStore, keys: HubKeys, key: str) -> Mapping[str, Any] | None:
-    data = await store.get(key)
+    data = await read_bounded(store, key)
     return None if data is None or not is_authentic(keys, key, data) else _object(data, key)
 
 

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from ray_durable.errors import StoreError
 from ray_durable.storage import disk_trouble
+from ray_durable.storage.store import OBJECT_BYTES_MAX, too_large
 
 __all__ = ["LocalStore"]
 
@@ -84,19 +85,16 @@ class LocalStore:
         except OSError as error:
             raise self._trouble(error, key) from error
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `ObjectStore`."""
         try:
-            with open(self._path(key), "rb", buffering=0) as file:
-                data = file.read()
-        except IsADirectoryError:
-            return None
+            data = _read(self._path(key), key, bytes_max)
         except (FileNotFoundError, NotADirectoryError):
             self._require_root()
             return None
         except OSError as error:
             raise self._trouble(error, key) from error
-        if self._identity is None:
+        if self._identity is None and data is not None:
             with contextlib.suppress(OSError):
                 self._look_at_root()
         return data
@@ -300,6 +298,26 @@ def _link_nameless(path: str, parent: str, folder: int, data: bytes) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def _read(path: str, key: str, bytes_max: int) -> bytes | None:
+    """The bytes of a file; None of a folder. Whatever else may lie there has no end, or makes whoever reads it wait."""
+    # A pipe would be waited for by its opening.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            return None
+        if not stat.S_ISREG(found.st_mode) or found.st_size > bytes_max:
+            raise too_large(key, bytes_max)
+        parts: list[bytes] = []
+        left = found.st_size
+        while left and (part := os.read(descriptor, left)):
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 def _link_temporary(path: str, parent: str, data: bytes) -> bool:

@@ -26,7 +26,7 @@ from ray_durable.errors import (
     StoreUnavailableError,
 )
 from ray_durable.storage.keys import SEGMENTS_PER_FOLDER, HubKeys, numbers
-from ray_durable.storage.objects import is_authentic
+from ray_durable.storage.objects import is_authentic, is_there, read_bounded
 from ray_durable.storage.pacing import Pacing, put_settled
 from ray_durable.storage.segment import Segment, SegmentHeader, decode_segment, encode_segment
 from ray_durable.storage.store import ObjectStore
@@ -85,7 +85,7 @@ async def _is_tombstone(store: ObjectStore, keys: HubKeys, instance_id: str, thr
     if keys.signer is None:
         return True
     key = keys.purged(instance_id, through)
-    data = await store.get(key)
+    data = await read_bounded(store, key)
     return data is not None and is_authentic(keys, key, data)
 
 
@@ -297,7 +297,8 @@ class RunLog:
 
     async def is_at_end(self) -> bool:
         """Whether the next slot is still free."""
-        return await self._get(self.next_seq) is None
+        key = self._keys.segment(self.run, self.next_seq)
+        return not await self._pacing.persist(lambda: is_there(self._store, key))
 
     async def _append(
         self,

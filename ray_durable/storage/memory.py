@@ -6,6 +6,8 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ray_durable.storage.store import OBJECT_BYTES_MAX, too_large
+
 __all__ = ["MemoryStore"]
 
 _lock = threading.Lock()
@@ -41,10 +43,13 @@ class MemoryStore:
         with _lock:
             self._objects[key] = bytes(data)
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `ObjectStore`."""
         with _lock:
-            return self._objects.get(key)
+            data = self._objects.get(key)
+        if data is not None and len(data) > bytes_max:
+            raise too_large(key, bytes_max)
+        return data
 
     async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""

@@ -6,10 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ray_durable.errors import CorruptLogError, PayloadTooLargeError
 from ray_durable.storage.keys import HubKeys
 from ray_durable.storage.signing import MAC_CHARS
+from ray_durable.storage.store import ObjectStore
 
-__all__ = ["is_authentic", "pack_object", "unpack_object"]
+__all__ = ["SMALL_BYTES_MAX", "is_authentic", "is_there", "pack_object", "read_bounded", "unpack_object"]
+
+SMALL_BYTES_MAX = 1024 * 1024
+"""Of a small object: some thousand times what they usually have."""
 
 _ZEROS = b"0" * 64
 _MAC = b',"mac":"'
@@ -17,14 +22,39 @@ _END = b'"}'
 _TAIL_BYTES = len(_MAC) + MAC_CHARS + len(_END)
 
 
-def pack_object(keys: HubKeys, key: str, fields: Mapping[str, Any]) -> bytes:
-    """The bytes of an object that is to lie at `key`; signed if the hub is. `fields` are not empty."""
+def pack_object(keys: HubKeys, key: str, fields: Mapping[str, Any], *, bytes_max: int = SMALL_BYTES_MAX) -> bytes:
+    """The bytes of an object that is to lie at `key`; signed if the hub is. `fields` are not empty.
+
+    Raises:
+        PayloadTooLargeError: it would be larger than what is read from there.
+    """
     # UTF-8 cannot hold lone surrogates; what Python writes for one is JSON's escape too.
     data = json.dumps(dict(fields), ensure_ascii=False).encode("utf-8", "backslashreplace")
+    size = len(data) + (0 if keys.signer is None else _TAIL_BYTES)
+    if size > bytes_max:
+        raise PayloadTooLargeError(
+            f"{key} would have {size:,} bytes, and such an object may have {bytes_max:,}: give shorter texts or values",
+            where=key,
+            size_bytes=size,
+            limit_bytes=bytes_max,
+        )
     if keys.signer is None:
         return data
     head = data[:-1] + _MAC + keys.signer.key_id.encode() + b"."
     return b"".join((head, keys.signer.sign(key, head, _ZEROS, _END).encode(), _END))
+
+
+async def read_bounded(store: ObjectStore, key: str, bytes_max: int = SMALL_BYTES_MAX) -> bytes | None:
+    """The bytes of a small object; None if there is none. Of what is too large to be one: no bytes, as it is none."""
+    try:
+        return await store.get(key, bytes_max)
+    except CorruptLogError:
+        return b""
+
+
+async def is_there(store: ObjectStore, key: str) -> bool:
+    """Whether there is an object, whatever it is."""
+    return await read_bounded(store, key, 0) is not None
 
 
 def unpack_object(keys: HubKeys, key: str, data: bytes | None) -> dict[str, Any]:

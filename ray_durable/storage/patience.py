@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from ray_durable.errors import DurableError
 from ray_durable.storage.pacing import Pacing
-from ray_durable.storage.store import ObjectStore
+from ray_durable.storage.store import OBJECT_BYTES_MAX, ObjectStore
 
 __all__ = ["PatientStore"]
 
@@ -55,9 +55,9 @@ class PatientStore:
         """See `ObjectStore`."""
         await self._persist(lambda: self._store.put(key, data))
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `ObjectStore`."""
-        return await self._persist(lambda: self._store.get(key))
+        return await self._persist(lambda: self._store.get(key, bytes_max))
 
     async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""

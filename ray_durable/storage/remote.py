@@ -24,6 +24,7 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 
 from ray_durable.errors import ConfigurationError, StoreError, StoreUnavailableError, UnsupportedStoreError
+from ray_durable.storage.store import OBJECT_BYTES_MAX, too_large
 
 __all__ = ["RemoteStore"]
 
@@ -136,22 +137,26 @@ class RemoteStore:
         except Exception as error:
             raise self._explain(error, key) from error
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `ObjectStore`."""
         parts: list[bytes] = []
         # One that is written while it is read is small enough for one part.
         while not parts or len(parts[-1]) == self.part_bytes:
-            part = await self._get_part(key, len(parts) * self.part_bytes)
+            start = len(parts) * self.part_bytes
+            # One byte more than there may be tells of all that there are.
+            part = await self._get_part(key, start, min(start + self.part_bytes, bytes_max + 1))
             if part is None:
                 break
             parts.append(part)
+            if start + len(part) > bytes_max:
+                raise too_large(key, bytes_max)
         return b"".join(parts) if parts else None
 
-    async def _get_part(self, key: str, start: int) -> bytes | None:
+    async def _get_part(self, key: str, start: int, end: int) -> bytes | None:
         """Bytes of an object from `start` on; None if there are none."""
-        request = self._filesystem._cat_file(self._path(key), start=start, end=start + self.part_bytes)
+        request = self._filesystem._cat_file(self._path(key), start=start, end=end)
         try:
-            return bytes(await self._within(request, self.part_bytes))
+            return bytes(await self._within(request, end - start))
         except FileNotFoundError as error:
             if _is_container_missing(error):
                 raise self._explain(error, key) from error

@@ -15,7 +15,7 @@ from ray_durable.errors import CorruptLogError, InstanceNotFoundError
 from ray_durable.storage.catalog import forget_ended
 from ray_durable.storage.keys import HubKeys, encode_id, is_instance_id, numbers
 from ray_durable.storage.log import list_executions, read_start, read_tail
-from ray_durable.storage.objects import is_authentic, pack_object, unpack_object
+from ray_durable.storage.objects import is_authentic, pack_object, read_bounded, unpack_object
 from ray_durable.storage.segment import FORMAT_VERSION
 from ray_durable.storage.store import ObjectStore
 
@@ -39,7 +39,7 @@ async def bury(store: ObjectStore, keys: HubKeys, instance_id: str, through: int
     key = keys.purged(instance_id, through)
     data = pack_object(keys, key, {"v": FORMAT_VERSION, "instance": instance_id, "through": through})
     if not await store.put_if_absent(key, data):
-        found = await store.get(key)
+        found = await read_bounded(store, key)
         if found is not None and not is_authentic(keys, key, found):
             # Somebody without the hub's key was here before, and is not believed.
             await store.put(key, data)
@@ -63,7 +63,7 @@ async def list_retired(store: ObjectStore, keys: HubKeys, now_us: int) -> Sequen
         if not _DUE.fullmatch(due_ms) or int(due_ms) * 1_000 > now_us:
             continue
         key = f"{keys.retired}{name}"
-        fields = unpack_object(keys, key, await store.get(key))
+        fields = unpack_object(keys, key, await read_bounded(store, key))
         instance_id, through = fields.get("instance"), fields.get("through")
         if is_instance_id(instance_id) and type(through) is int and name == f"{due_ms}.{encode_id(instance_id)}":
             due.append((key, Retired(instance_id=instance_id, through=through, due_us=int(due_ms) * 1_000)))

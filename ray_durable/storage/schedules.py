@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_durable.storage.keys import HubKeys, encode_id, is_instance_id
-from ray_durable.storage.objects import pack_object, unpack_object
+from ray_durable.storage.objects import pack_object, read_bounded, unpack_object
 from ray_durable.storage.segment import FORMAT_VERSION
-from ray_durable.storage.store import ObjectStore
+from ray_durable.storage.store import OBJECT_BYTES_MAX, ObjectStore
 
 __all__ = ["ScheduleRecord", "create_schedule_revision", "find_schedule", "list_schedules"]
 
@@ -72,9 +72,9 @@ async def create_schedule_revision(store: ObjectStore, keys: HubKeys, record: Sc
     fields = {"deleted": True} if record.fields is None else dict(record.fields)
     body = {"v": FORMAT_VERSION, "schedule": record.schedule_id, "revision": record.revision, **fields}
     key = keys.schedule(record.schedule_id, record.revision)
-    data = pack_object(keys, key, body)
+    data = pack_object(keys, key, body, bytes_max=OBJECT_BYTES_MAX)
     if not await store.put_if_absent(key, data):
-        present = await store.get(key)
+        present = await read_bounded(store, key, OBJECT_BYTES_MAX)
         if present is not None and present != data:
             if _record(keys, key, present) is not None:
                 return False
@@ -104,7 +104,7 @@ async def _newest(
     """The first of these names under which there is a revision, and that."""
     for name in revisions:
         key = f"{keys.schedules}{name}"
-        record = cache.get(name) or _record(keys, key, await store.get(key))
+        record = cache.get(name) or _record(keys, key, await read_bounded(store, key, OBJECT_BYTES_MAX))
         if record is not None:
             return name, record
     return None

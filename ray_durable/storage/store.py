@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
-from ray_durable.errors import ConfigurationError, UnsupportedStoreError
+from ray_durable.errors import ConfigurationError, CorruptLogError, UnsupportedStoreError
 
-__all__ = ["ObjectStore", "open_store", "probe"]
+__all__ = ["OBJECT_BYTES_MAX", "ObjectStore", "open_store", "probe", "too_large"]
+
+OBJECT_BYTES_MAX = 64 * 1024 * 1024
+"""More than the log's objects ever have. Whoever finds more has not found one of them, and does not read it."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
@@ -38,8 +41,12 @@ class ObjectStore(Protocol):
     async def put(self, key: str, data: bytes) -> None:
         """Create or replace an object, atomically."""
 
-    async def get(self, key: str) -> bytes | None:
-        """The object's bytes; None if there is none."""
+    async def get(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
+        """The object's bytes; None if there is none.
+
+        Raises:
+            CorruptLogError: it is larger than `bytes_max`. No more than that was read.
+        """
 
     async def list_folder(self, folder: str) -> list[str]:
         """Names directly below `folder` (which ends with a slash), sorted; folders among them end with a slash."""
@@ -52,6 +59,15 @@ class ObjectStore(Protocol):
 
     async def close(self) -> None:
         """Give connections back."""
+
+
+def too_large(key: str, bytes_max: int) -> CorruptLogError:
+    """The error of an object that is larger than what may lie at its key."""
+    return CorruptLogError(
+        f"{key} is damaged: it has more than the {bytes_max:,} bytes that may lie there, so it was not read. Restore "
+        "the object from a backup or a version of the bucket, and find out who can write there",
+        key=key,
+    )
 
 
 async def open_store(url: str, *, storage_options: dict[str, Any] | None = None) -> ObjectStore:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ray_durable.storage import ObjectStore
+from ray_durable.storage import OBJECT_BYTES_MAX, ObjectStore
 
 __all__ = ["Call", "Hook", "SpyStore"]
 
@@ -54,9 +54,9 @@ class SpyStore:
         """See `ObjectStore`."""
         await self._do("put", key, lambda: self.inner.put(key, data))
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `ObjectStore`."""
-        return await self._do("get", key, lambda: self.inner.get(key))
+        return await self._do("get", key, lambda: self.inner.get(key, bytes_max))
 
     async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""

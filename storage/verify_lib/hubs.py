@@ -15,7 +15,7 @@ from verify_lib.instances import Scope, check_instance
 from verify_lib.ledger import Ledger
 from verify_lib.logs import note_stray
 from verify_lib.messages import check_messages
-from verify_lib.roots import Root
+from verify_lib.roots import CONTENT_BYTES_MAX, OBJECT_BYTES_MAX, SMALL_BYTES_MAX, Root
 from verify_lib.segments import VERSION
 from verify_lib.signatures import check_signatures
 
@@ -82,7 +82,7 @@ class HubCheck:
     def _check_settings(self, report: Report) -> int | None:
         """The grace period, in microseconds; None if the hub is not of this version."""
         try:
-            body = json.loads(self.root.read("hub.json") or b"")
+            body = json.loads(self.root.read("hub.json", SMALL_BYTES_MAX) or b"")
             if body["v"] != VERSION:
                 text = f"format version {body['v']!r}, this checker knows {VERSION}"
                 report.add_damage("version", "hub.json", text)
@@ -118,12 +118,12 @@ class HubCheck:
                 report.add_damage("hub-epoch", key, f"the claim of epoch {place} is missing before it")
                 break
             try:
-                claimed = json.loads(self.root.read(key) or b"")["epoch"]
+                claimed = json.loads(self.root.read(key, SMALL_BYTES_MAX) or b"")["epoch"]
             except (KeyError, TypeError, ValueError):
                 claimed = None
             if claimed != epoch:
                 report.add_damage("hub-epoch", key, f"it claims epoch {claimed!r}")
-        lease = self.root.read("lease/holder")
+        lease = self.root.read("lease/holder", SMALL_BYTES_MAX)
         if lease is None:
             return
         try:
@@ -143,7 +143,7 @@ class HubCheck:
                 note_stray(report, key)
                 continue
             stored.add(name)
-            if hashlib.sha256(self.root.read(key) or b"").hexdigest() != name:
+            if hashlib.sha256(self.root.read(key, CONTENT_BYTES_MAX) or b"").hexdigest() != name:
                 report.add_damage("code", key, "its bytes are not those that it was named for")
         for digest, instance in self._ledger.ask("SELECT digest, MIN(instance) FROM code GROUP BY digest"):
             if digest not in stored:
@@ -156,7 +156,7 @@ class HubCheck:
             if found is None:
                 note_stray(report, key)
                 continue
-            fields = read_object(self.root, key) or {}
+            fields = read_object(self.root, key, OBJECT_BYTES_MAX) or {}
             schedule = fields.get("schedule")
             is_right = isinstance(schedule, str) and names.encode_id(schedule) == found["id"]
             if not is_right or fields.get("revision") != int(found["revision"]):

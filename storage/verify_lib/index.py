@@ -9,7 +9,7 @@ from verify_lib import names
 from verify_lib.findings import Report
 from verify_lib.ledger import Ledger
 from verify_lib.logs import Log, note_stray
-from verify_lib.roots import Root
+from verify_lib.roots import SMALL_BYTES_MAX, Root
 from verify_lib.segments import VERSION
 
 __all__ = ["check_entries", "check_orphans", "enter_retired"]
@@ -31,10 +31,10 @@ def check_entries(root: Root, report: Report, ledger: Ledger, log: Log) -> bool:
     return entry is not None
 
 
-def read_object(root: Root, key: str) -> dict[str, Any] | None:
+def read_object(root: Root, key: str, bytes_max: int = SMALL_BYTES_MAX) -> dict[str, Any] | None:
     """A JSON object; None if there is none, or it is none of this version."""
     try:
-        fields = json.loads(root.read(key) or b"")
+        fields = json.loads(root.read(key, bytes_max) or b"")
     except ValueError:
         return None
     return fields if isinstance(fields, dict) and fields.get("v") == VERSION else None

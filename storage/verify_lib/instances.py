@@ -12,7 +12,7 @@ from verify_lib.findings import DamageError, Report
 from verify_lib.index import check_entries
 from verify_lib.ledger import Ledger
 from verify_lib.logs import Log, note_stray, read_log
-from verify_lib.roots import Root
+from verify_lib.roots import SMALL_BYTES_MAX, Root
 from verify_lib.segments import VERSION
 from verify_lib.sending import Call
 from verify_lib.successions import check_copy, check_first, check_succession
@@ -98,7 +98,7 @@ def _list(scope: Scope, folder: str, found: Iterable[str]) -> Instance:
 
 def _check_tombstone(scope: Scope, key: str, through: int) -> None:
     try:
-        fields = json.loads(scope.root.read(key) or b"")
+        fields = json.loads(scope.root.read(key, SMALL_BYTES_MAX) or b"")
         folder = names.execution_folder(fields["instance"])
         is_right = fields["v"] == VERSION and fields["through"] == through and key.startswith(folder)
         scope.ledger.enter("tombs", (fields["instance"], through))

@@ -10,7 +10,7 @@ from typing import Any
 from verify_lib import names
 from verify_lib.findings import DamageError, Report
 from verify_lib.histories import History
-from verify_lib.roots import Root
+from verify_lib.roots import CONTENT_BYTES_MAX, OBJECT_BYTES_MAX, Root
 from verify_lib.segments import Event, Segment, decode_segment, payloads_of
 
 __all__ = ["Log", "events_of", "note_stray", "read_log"]
@@ -100,6 +100,8 @@ def _read(root: Root, key: str, end: int = 0) -> Segment:
     data = root.read(key)
     if data is None:
         raise DamageError("gap", key, f"missing, and segment {end} exists")
+    if not data:
+        raise DamageError("size", key, f"it is empty, or has more than the {OBJECT_BYTES_MAX} bytes of a segment")
     return decode_segment(key, data)
 
 
@@ -145,7 +147,7 @@ def _check_blobs(root: Root, log: Log, stored: set[str], report: Report) -> None
     """Each has the size of the payload that refers to it and the digest of its name; none is superfluous."""
     for digest, size in log.blobs.items():
         key = names.blob(log.run, digest)
-        data = root.read(key)
+        data = root.read(key, min(size, CONTENT_BYTES_MAX))
         if data is None:
             raise DamageError("blob", key, "missing, and an event refers to it")
         if len(data) != size or hashlib.sha256(data).hexdigest() != digest:

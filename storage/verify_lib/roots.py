@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Folder", "FsspecFolder", "Root", "open_root"]
+__all__ = ["CONTENT_BYTES_MAX", "OBJECT_BYTES_MAX", "SMALL_BYTES_MAX", "Folder", "FsspecFolder", "Root", "open_root"]
+
+# FORMAT.md, section 2: of payloads and code on their own; of segments and schedules; of all others.
+CONTENT_BYTES_MAX = 256 * 1024 * 1024
+OBJECT_BYTES_MAX = 64 * 1024 * 1024
+SMALL_BYTES_MAX = 1024 * 1024
 
 
 class Root(Protocol):
     """Objects below one place. Names of folders end with a slash."""
 
-    def read(self, key: str) -> bytes | None:
-        """The bytes of an object; None if there is none."""
+    def read(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
+        """The bytes of an object; None if there is none. One with more than may lie there is not read: no bytes."""
 
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder, sorted."""
@@ -43,12 +49,18 @@ class Folder:
     def __init__(self, path: str | Path) -> None:
         self._path = str(path)
 
-    def read(self, key: str) -> bytes | None:
+    def read(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `Root`."""
+        path = f"{self._path}/{key}"
         try:
-            with open(f"{self._path}/{key}", "rb") as file:
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            found = os.stat(path)
+            if stat.S_ISDIR(found.st_mode):
+                return None
+            if not stat.S_ISREG(found.st_mode) or found.st_size > bytes_max:
+                return b""
+            with open(path, "rb") as file:
+                return file.read(found.st_size)
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def names(self, folder: str) -> list[str]:
@@ -80,13 +92,18 @@ class FsspecFolder:
         self._file_system = file_system
         self._path = path.rstrip("/")
 
-    def read(self, key: str) -> bytes | None:
+    def read(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `Root`."""
         try:
-            data: bytes = self._file_system.cat_file(f"{self._path}/{key}")
-            return data
+            data: bytes = self._file_system.cat_file(f"{self._path}/{key}", start=0, end=bytes_max + 1)
         except (FileNotFoundError, IsADirectoryError):
             return None
+        except OSError:
+            # Stores give no range of an empty object.
+            if self._file_system.size(f"{self._path}/{key}"):
+                raise
+            return b""
+        return data if len(data) <= bytes_max else b""
 
     def names(self, folder: str) -> list[str]:
         """See `Root`."""

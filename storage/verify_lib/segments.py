@@ -17,7 +17,6 @@ from verify_lib.names import DIGEST
 __all__ = ["EVENT_TYPES", "VERSION", "Event", "Segment", "decode_segment", "payloads_of"]
 
 VERSION = 1
-SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 
 Event = dict[str, Any]
 
@@ -132,8 +131,6 @@ def decode_segment(key: str, data: bytes) -> Segment:
     hashed.update(memoryview(data)[end.end(2) :])
     if hashed.hexdigest() != end[2].decode():
         raise DamageError("digest", key, "the checksum does not match the bytes")
-    if len(data) > SEGMENT_BYTES_MAX:
-        raise DamageError("header", key, f"{len(data)} bytes are more than a segment may have")
     try:
         header = json.loads(data[:header_end])
         _check_header(key, header)

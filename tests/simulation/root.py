@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import verify
 from ray_durable.testing.simulation import Simulation
+from verify_lib.roots import OBJECT_BYTES_MAX
 
 __all__ = ["findings"]
 
@@ -34,9 +35,10 @@ class _Objects:
                     folder = "".join(f"{name}/" for name in parts[:depth])
                     self._folders.setdefault(folder, set()).add(part if depth == len(parts) - 1 else f"{part}/")
 
-    def read(self, key: str) -> bytes | None:
+    def read(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `verify_lib.roots.Root`."""
-        return self._objects.get(f"{self._place}{key}")
+        data = self._objects.get(f"{self._place}{key}")
+        return data if data is None or len(data) <= bytes_max else b""
 
     def names(self, folder: str) -> list[str]:
         """See `verify_lib.roots.Root`."""

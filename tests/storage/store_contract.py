@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
+from ray_durable.errors import CorruptLogError
 from ray_durable.storage import HubKeys, ObjectStore, probe
 from ray_durable.storage.keys import encode_id
 
@@ -66,6 +69,17 @@ class StoreContract:
         await store.put("folder/object", b"x")
         for key in ("nothing", "folder", "folder/nothing", "folder/object/below"):
             assert await store.get(key) is None
+
+    @with_store
+    async def test_more_than_may_be_there_is_not_read(self, store: ObjectStore) -> None:
+        """What has just as much is. A reader asks for no more than it would believe, here down to nothing at all."""
+        await store.put("a/x", b"x" * 1_000)
+        assert await store.get("a/x", 1_000) == b"x" * 1_000
+        for bytes_max in (999, 0):
+            with pytest.raises(CorruptLogError, match=rf"a/x .* more than the {bytes_max} bytes") as caught:
+                await store.get("a/x", bytes_max)
+            assert caught.value.key == "a/x"
+        assert await store.get("a/y", 0) is None
 
     @with_store
     async def test_put_creates_and_replaces(self, store: ObjectStore) -> None:

@@ -15,6 +15,7 @@ from fsspec.registry import known_implementations
 
 from ray_durable.errors import (
     ConfigurationError,
+    CorruptLogError,
     DurableError,
     StoreError,
     StoreUnavailableError,
@@ -365,3 +366,29 @@ class TestForeignObjects:
         monkeypatch.setattr(remote, "_LISTED_AT_ONCE", 2)
         assert outcome(url, options, list_all) == [str(number) for number in range(8)]
         assert requests == 4
+
+    @pytest.mark.parametrize("size", [1, 100_000, 3_000_000])
+    def test_a_reader_sends_one_request_and_asks_for_no_more_than_may_be_there(
+        self, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        """However large the object is. One that is larger costs the reader as much as one that is not."""
+        bucket = moto_server.create_bucket()
+        moto_server.client().put_object(Bucket=bucket, Key="root/a/x", Body=bytes(size))
+        url, options = f"s3://{bucket}/root", moto_server.storage_options
+        ranges: list[str] = []
+
+        async def get(store: ObjectStore) -> object:
+            assert isinstance(store, RemoteStore)
+            call = store._filesystem._call_s3
+
+            async def counted(method: str, *args: Any, **kwargs: Any) -> Any:
+                ranges.append(f"{method} {kwargs.get('Range')}")
+                return await call(method, *args, **kwargs)
+
+            monkeypatch.setattr(store._filesystem, "_call_s3", counted)
+            return await store.get("a/x", 100_000)
+
+        found = outcome(url, options, get)
+        assert len(found) == size if isinstance(found, bytes) else isinstance(found, CorruptLogError)
+        assert isinstance(found, bytes) == (size <= 100_000)
+        assert ranges == ["get_object bytes=0-100000"]

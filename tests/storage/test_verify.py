@@ -22,7 +22,7 @@ import verify
 from golden import record
 from verify_lib import names
 from verify_lib.findings import Finding
-from verify_lib.roots import open_root
+from verify_lib.roots import OBJECT_BYTES_MAX, open_root
 
 SCRIPT = Path(__file__).parents[2] / "storage" / "verify.py"
 ORPHAN = "never begun"
@@ -114,8 +114,9 @@ class Root:
     def __init__(self, objects: Mapping[str, bytes]) -> None:
         self.objects = dict(objects)
 
-    def read(self, key: str) -> bytes | None:
-        return self.objects.get(key)
+    def read(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
+        data = self.objects.get(key)
+        return data if data is None or len(data) <= bytes_max else b""
 
     def names(self, folder: str) -> list[str]:
         found = {name.partition("/") for name in self.walk(folder)}
@@ -652,8 +653,8 @@ def test_what_changed_meanwhile_is_not_told(root: Root) -> None:
     del root.objects[waiting]
 
     class Live(Root):
-        def read(self, key: str) -> bytes | None:
-            data = super().read(key)
+        def read(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
+            data = super().read(key, bytes_max)
             if key == chain:
                 # Somebody was just about to write it.
                 self.objects[chain] = entry

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from ray_durable.errors import StoreError, StoreUnavailableError
-from ray_durable.storage import ObjectStore
+from ray_durable.storage import OBJECT_BYTES_MAX, ObjectStore
 
 __all__ = ["Fault", "FaultyStore", "Overwriting"]
 
@@ -81,10 +81,10 @@ class FaultyStore:
         await self._begin("put")
         await self._store.put(key, data)
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `ObjectStore`."""
         await self._begin("get")
-        return await self._store.get(key)
+        return await self._store.get(key, bytes_max)
 
     async def list_folder(self, folder: str) -> list[str]:
         """See `ObjectStore`."""

@@ -18,7 +18,7 @@ from ray_durable.runtime.address import HubAddress
 from ray_durable.runtime.hub import OpenHub
 from ray_durable.runtime.lease import Lease
 from ray_durable.runtime.room import RoomMax
-from ray_durable.storage import Pacing, claim_hub_epoch, create_hub, current_hub_epoch, write_lease
+from ray_durable.storage import OBJECT_BYTES_MAX, Pacing, claim_hub_epoch, create_hub, current_hub_epoch, write_lease
 from ray_durable.testing.simulation.chance import seeded
 from ray_durable.testing.simulation.clients import CLIENT, Client
 from ray_durable.testing.simulation.cluster import DISPATCHER, SUPERVISOR, Cluster, ProcessClock, hosted_by
@@ -317,7 +317,7 @@ class _InstantStore:
     async def put(self, key: str, data: bytes) -> None:
         self._store.apply(self._process, "put", key, data)
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         found: bytes | None = self._store.apply(self._process, "get", key, b"")
         return found
 

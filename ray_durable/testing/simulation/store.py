@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_durable.errors import StoreUnavailableError
+from ray_durable.storage import OBJECT_BYTES_MAX
 from ray_durable.testing.simulation.scheduler import Process, Scheduler
 from ray_durable.testing.simulation.weather import Fault, Weather
 
@@ -158,7 +159,7 @@ class StorePort:
         """See `ObjectStore`."""
         await self._do("put", key, data)
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, bytes_max: int = OBJECT_BYTES_MAX) -> bytes | None:
         """See `ObjectStore`."""
         found: bytes | None = await self._do("get", key, b"")
         return found
