@@ -125,10 +125,14 @@ def decode_id(name: str) -> str | None:
 def numbers(names: Iterable[str], digits: int) -> list[int]:
     """The numbers among listed names, ascending: of objects or folders written with so many digits. Others are skipped.
 
-    A number that needs more digits has more.
+    A number that needs more digits has more, and no other does.
     """
     found = (name.removesuffix("/") for name in names)
-    return sorted(int(name) for name in found if len(name) >= digits and name.isascii() and name.isdigit())
+    return sorted(
+        int(name)
+        for name in found
+        if name.isascii() and name.isdigit() and len(name) == max(digits, len(name.lstrip("0")))
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -72,7 +72,7 @@ class Executions:
 
 async def list_executions(store: ObjectStore, keys: HubKeys, instance_id: str) -> Executions:
     """Which executions of an instance there are."""
-    names = await store.list_folder(keys.executions(instance_id))
+    names = [name for name in await store.list_folder(keys.executions(instance_id)) if not name.endswith("/")]
     tombstones = numbers((name.removeprefix("purged.") for name in names if name.startswith("purged.")), 6)
     while tombstones and not await _is_tombstone(store, keys, instance_id, tombstones[-1]):
         tombstones.pop()
