@@ -13,6 +13,7 @@ them; and whatever was removed is looked at once more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -36,6 +37,7 @@ from ray_durable.storage import (
     OpenEntry,
     Retired,
     Segment,
+    ended_key,
     ended_names,
     find_ended,
     find_instance_id,
@@ -44,6 +46,7 @@ from ray_durable.storage import (
     list_instances,
     list_open,
     list_queued,
+    persist,
     read_tail,
     remove_ended,
     retire,
@@ -58,6 +61,7 @@ _FIRST_S = 30.0
 
 _PAUSE_S = 900.0
 _READS_AT_ONCE = 16
+_LOOKS_MAX = 5
 
 Wake = Callable[[str], Awaitable[None]]
 
@@ -147,7 +151,7 @@ async def repair_index(hub: OpenHub, clock: Clock, wake: Wake) -> RepairReport:
 
 @dataclass(slots=True)
 class _Repair:
-    """One look. `sound` are those that need not be read again; None: all are read."""
+    """One look. `sound` are those that need not be read again; None: all are read. It is brought up to date."""
 
     hub: OpenHub
     clock: Clock
@@ -168,7 +172,8 @@ class _Repair:
         doubtful: list[InstanceNames] = []
         async for names in list_instances(store, keys):
             self.instances += 1
-            unclaimed.discard(names.name)
+            if names.executions:
+                unclaimed.discard(names.name)
             if self._is_to_be_read(names, listing):
                 doubtful.append(names)
             if len(doubtful) == _READS_AT_ONCE:
@@ -176,7 +181,7 @@ class _Repair:
                 doubtful.clear()
         await self._check_all(doubtful, listing)
         for name in unclaimed:
-            # Not even a tombstone: the summary of an instance that never was.
+            # A tombstone at most: the summary of an instance that is gone, or never was.
             for key in listing.summaries[name]:
                 await self._remove_summary(key, f"{name}: removed a summary that no instance stands behind")
         return RepairReport(
@@ -186,8 +191,10 @@ class _Repair:
     def _is_to_be_read(self, names: InstanceNames, listing: _Listing) -> bool:
         if self.sound is None:
             return True
-        is_known = self.sound.get(names.name) == listing.shape(names)
-        return listing.is_doubtful(names) and not is_known
+        if not listing.is_doubtful(names):
+            self.sound.pop(names.name, None)
+            return False
+        return self.sound.get(names.name) != listing.shape(names)
 
     async def _check_all(self, doubtful: Sequence[InstanceNames], listing: _Listing) -> None:
         await asyncio.gather(*(self._check(names, listing) for names in doubtful))
@@ -198,29 +205,41 @@ class _Repair:
             return  # nobody's folder
         before = len(self.mended)
         try:
-            is_open = await self._mend(instance_id, listing.summaries.get(names.name, ()), names.name in listing.queued)
+            is_open = await self._mend_while_there(instance_id, names, listing)
         except CorruptLogError:
             self.unreadable.append(instance_id)
             return
         if self.sound is not None and not is_open and len(self.mended) == before:
             self.sound[names.name] = listing.shape(names)
 
-    async def _mend(self, instance_id: str, summaries: Sequence[str], is_queued: bool) -> bool:
+    async def _mend_while_there(self, instance_id: str, names: InstanceNames, listing: _Listing) -> bool:
+        for _ in range(_LOOKS_MAX):
+            # One that is purged or removed meanwhile is looked at as that.
+            with contextlib.suppress(InstanceNotFoundError):
+                return await self._mend(
+                    instance_id,
+                    listing.summaries.get(names.name, ()),
+                    has_remains=bool(names.remains),
+                    is_queued=names.name in listing.queued,
+                )
+        raise CorruptLogError(
+            f"{names.folder} has names of executions, and none can be read: run storage/verify.py", key=names.folder
+        )
+
+    async def _mend(self, instance_id: str, summaries: Sequence[str], *, has_remains: bool, is_queued: bool) -> bool:
         """Mend what belongs to an instance; whether it is in the open set."""
         hub = self.hub
         while True:
             executions = await list_executions(hub.store, hub.keys, instance_id)
-            tail: Segment | None = None
-            if executions.latest is not None:
-                try:
-                    tail = await read_tail(hub.store, hub.keys, instance_id, executions.latest or 1)
-                except InstanceNotFoundError:
-                    continue  # it was purged meanwhile
+            latest, tail = executions.latest, None
+            if latest is not None:
+                tail = await self._tail(instance_id, latest)
             has_removed = await self._remove_false(instance_id, tail, summaries)
             if not has_removed or await self._is_still(instance_id, tail):
                 break
         if tail is None:
-            await self._queue_removal(instance_id, executions.purged, is_queued=is_queued)
+            if has_remains:
+                await self._queue_removal(instance_id, executions.purged, is_queued=is_queued)
             return False
         entry = await find_open(hub.store, hub.keys, instance_id)
         if not isinstance(hub.events_of(tail)[-1], ExecutionCompleted):
@@ -233,6 +252,10 @@ class _Repair:
         elif len(executions.numbers) > 1:
             await self._queue_removal(instance_id, executions.numbers[-2], is_queued=is_queued)
         return False
+
+    async def _tail(self, instance_id: str, execution: int) -> Segment:
+        hub = self.hub
+        return await persist(lambda: read_tail(hub.store, hub.keys, instance_id, execution))
 
     async def _is_still(self, instance_id: str, tail: Segment | None) -> bool:
         """Whether an instance is where it was: else something that was right by now may have been removed."""
@@ -259,8 +282,9 @@ class _Repair:
         return has_removed
 
     async def _remove_summary(self, key: str, what: str) -> bool:
-        if await self.hub.store.get(key) is None:
-            return False
+        with contextlib.suppress(CorruptLogError):  # too large for one, and there
+            if await self.hub.store.get(key, 1) is None:
+                return False
         await remove_ended(self.hub.store, key)
         self._note(what)
         return True
@@ -283,13 +307,19 @@ class _Repair:
             due_us = _next_timer_us(history)
             if due_us is None or (entry.wake.due_us is not None and entry.wake.due_us <= due_us):
                 return
+        elif not await self._is_still(instance_id, tail):
+            return  # its owner left it just now
         await self.hub.enter(dataclasses.replace(entry, wake=None))
         await self.wake(instance_id)
         self._note(f"{instance_id}: removed a hint that would have kept it from going on")
 
     def _summary_key(self, tail: Segment) -> str:
-        status = tail.header.status
-        return self.hub.keys.ended_entry(status["instance"], status["created_us"], status["runtime_status"])
+        key = ended_key(self.hub.keys, tail.header.status)
+        if key is None:
+            raise CorruptLogError(
+                f"{tail.key} has a status that no summary can be made of: run storage/verify.py", key=tail.key
+            )
+        return key
 
     async def _has_summary(self, tail: Segment) -> bool:
         key = self._summary_key(tail)

@@ -25,6 +25,7 @@ __all__ = [
     "OpenEntry",
     "WakeHint",
     "add_open",
+    "ended_key",
     "ended_names",
     "find_ended",
     "find_open",
@@ -40,6 +41,7 @@ T = TypeVar("T")
 
 _READS_AT_ONCE = 32
 _NO_ENTRIES_AT_ONCE = 100
+_NAMES_IN_A_TURN = 5_000
 _COUNT_END = 2**53
 """Above every count and time in microseconds that there can be: the year 2255."""
 _DAY = re.compile(r"[0-9]{8}/")
@@ -193,14 +195,21 @@ async def record_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, 
     await store.put(key, pack_object(keys, key, {"v": FORMAT_VERSION, **summary}))
 
 
+def ended_key(keys: HubKeys, summary: Mapping[str, Any]) -> str | None:
+    """Where this summary lies; None if no entry can be of it: another program wrote the log that it is from."""
+    if not _is_summary(summary):
+        return None
+    return keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])
+
+
 async def forget_ended(store: ObjectStore, keys: HubKeys, summary: Mapping[str, Any]) -> None:
     """Remove the summary of an execution that is purged, or that another one follows.
 
     Not that of a later one, which has the same name if it was rewound and ended in the same way.
     """
-    if not _is_summary(summary):
-        return  # of a log that another program wrote: no entry can be of it
-    key = keys.ended_entry(summary["instance"], summary["created_us"], summary["runtime_status"])
+    key = ended_key(keys, summary)
+    if key is None:
+        return
     if unpack_object(keys, key, await read_bounded(store, key)).get("execution") == summary.get("execution"):
         await store.delete_many([key])
 
@@ -211,18 +220,20 @@ async def ended_names(store: ObjectStore, keys: HubKeys) -> dict[str, list[str]]
     for folder in await store.list_folder(keys.ended):
         if not _DAY.fullmatch(folder):
             continue
-        for name in await store.list_folder(f"{keys.ended}{folder}"):
-            parts = _ENDED.fullmatch(name)
-            if parts is not None:
-                found.setdefault(parts["id"], []).append(f"{keys.ended}{folder}{name}")
-        # Days may have many names: others are to have their turn in between.
-        await asyncio.sleep(0)
+        names = await store.list_folder(f"{keys.ended}{folder}")
+        for begin in range(0, len(names), _NAMES_IN_A_TURN):
+            # Days may have many names: others are to have their turn in between.
+            await asyncio.sleep(0)
+            for name in names[begin : begin + _NAMES_IN_A_TURN]:
+                parts = _ENDED.fullmatch(name)
+                if parts is not None:
+                    found.setdefault(parts["id"], []).append(f"{keys.ended}{folder}{name}")
     return found
 
 
 async def find_ended(store: ObjectStore, keys: HubKeys, key: str) -> Mapping[str, Any] | None:
     """The summary with this key; None if there is none, or none that can be read."""
-    return _summary(keys, key, await store.get(key))
+    return _summary(keys, key, await read_bounded(store, key))
 
 
 async def remove_ended(store: ObjectStore, key: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from ray_durable.errors import CorruptLogError
 from ray_durable.storage.keys import HubKeys, decode_id, encode_id, is_instance_id, numbers
 from ray_durable.storage.store import ObjectStore
 
@@ -44,6 +46,8 @@ async def list_instances(store: ObjectStore, keys: HubKeys) -> AsyncIterator[Ins
     for spread in await store.list_folder(keys.instances):
         if not spread.endswith("/"):
             continue
+        # A local store does not wait for anything: others are to have their turn in between.
+        await asyncio.sleep(0)
         below: dict[str, list[str]] = defaultdict(list)
         for path in await store.list_tree(f"{keys.instances}{spread}"):
             name, _, rest = path.partition("/")
@@ -61,17 +65,27 @@ async def list_instances(store: ObjectStore, keys: HubKeys) -> AsyncIterator[Ins
 async def find_instance_id(store: ObjectStore, keys: HubKeys, names: InstanceNames) -> str | None:
     """The id of a listed instance; None if it is a folder of something else, or if nothing there tells.
 
-    A name that was shortened is not decoded: then the newest execution says whose it is.
+    A name that was shortened is not decoded: then the executions say whose it is, the newest that can be read.
     """
     instance_id = decode_id(names.name)
-    if instance_id is None and names.executions:
-        header = (await store.get(f"{names.folder}{names.executions[-1]:06}") or b"").partition(b"\n")[0]
+    for number in () if instance_id is not None else reversed(names.executions):
         try:
-            fields = json.loads(header)
-        except (ValueError, RecursionError):
-            return None
-        found = fields.get("instance") if isinstance(fields, dict) else None
-        instance_id = found if is_instance_id(found) and encode_id(found) == names.name else None
+            segment = await store.get(f"{names.folder}{number:06}")
+        except CorruptLogError:
+            continue  # too large for one
+        found = _instance_in(segment or b"")
+        if is_instance_id(found) and encode_id(found) == names.name:
+            instance_id = found
+            break
     if instance_id is None or keys.executions(instance_id) != names.folder:
         return None
     return instance_id
+
+
+def _instance_in(segment: bytes) -> object:
+    """What the header of a segment calls its instance."""
+    try:
+        header = json.loads(segment.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return None
+    return header.get("instance") if isinstance(header, dict) else None

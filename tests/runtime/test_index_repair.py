@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,9 +11,18 @@ from typing import Any
 
 import pytest
 
+import ray_durable as durable
 from ray_durable.runtime.index_repair import IndexRepair, RepairReport, repair_index
 from ray_durable.runtime.lifecycle import purge_instance
-from ray_durable.storage import find_open, list_ended, list_open, remove_open
+from ray_durable.storage import (
+    encode_segment,
+    ended_names,
+    find_open,
+    list_ended,
+    list_instances,
+    list_open,
+    remove_open,
+)
 from tests.runtime import flows, model
 from tests.support.checking import complaints
 from tests.support.skipping_loop import simulated
@@ -21,6 +31,13 @@ from tests.support.world import SpyStore
 
 GRACE_S = 600.0
 LONG_ID = "photos of the year, " * 12
+
+
+@durable.orchestrator
+async def awaits_two(ctx: durable.OrchestrationContext) -> None:
+    """Waits for two events."""
+    for _ in range(2):
+        await ctx.wait_for_external_event("Go")
 
 
 class Mender:
@@ -300,6 +317,36 @@ class TestByLogs:
     """What names do not show."""
 
     @simulated
+    async def test_what_is_right_is_found_right_again(self) -> None:
+        """Also what was purged, and removed, long ago: only its tombstone is there, and nothing is left to remove."""
+        town = Town(grace_s=GRACE_S)
+        for instance_id in ("one", "gone"):
+            await town.start(model.child, "x", instance_id=instance_id)
+        await town.settled()
+        await purge_instance(town.hub, "gone", now_us=town.clock.now_us())
+        await asyncio.sleep(2 * GRACE_S)
+        mender = Mender(town)
+        assert await mender.by_logs() == RepairReport(instances=2, mended=(), unreadable=())
+        assert mender.writes == 0
+        await town.close()
+
+    @simulated
+    async def test_a_summary_of_a_long_id_that_is_gone_is_removed(self) -> None:
+        """Its name was shortened, and nothing tells whose it was."""
+        town = Town(grace_s=GRACE_S)
+        await town.start(model.child, "x", instance_id=LONG_ID)
+        await town.settled()
+        (key,) = await town.objects.list_tree("hub/index/ended/")
+        summary = await town.objects.get(f"hub/index/ended/{key}")
+        assert summary is not None
+        await purge_instance(town.hub, LONG_ID, now_us=town.clock.now_us())
+        await asyncio.sleep(2 * GRACE_S)
+        await town.objects.put(f"hub/index/ended/{key}", summary)
+        assert len((await Mender(town).by_logs()).mended) == 1
+        assert await town.objects.list_tree("hub/index/ended/") == []
+        await town.close()
+
+    @simulated
     async def test_a_summary_that_tells_something_else_is_written_anew(self) -> None:
         town = Town()
         await town.start(model.child, "x")
@@ -386,9 +433,141 @@ class TestCost:
         assert [call for call in mender.store.calls if call[0] == "get"] == []
         await town.close()
 
+    @simulated
+    async def test_what_is_gone_is_forgotten(self) -> None:
+        """A supervisor lives for months: it remembers no more than there is."""
+        town = Town(grace_s=GRACE_S)
+        await town.start(model.child, "x")
+        await town.settled()
+        await town.restart()
+        await town.settled()
+        mender = Mender(town)
+        await mender.by_names()
+        assert len(mender.chore._sound) == 1
+        await purge_instance(town.hub, "one", now_us=town.clock.now_us())
+        await asyncio.sleep(2 * GRACE_S)
+        await mender.by_names()
+        assert mender.chore._sound == {}
+        await town.close()
+
+    @simulated
+    async def test_others_have_their_turn(self) -> None:
+        """A look at many names does not keep the loop: who works there waits for one folder at most."""
+        town = Town()
+        for number in range(20_000):
+            await town.objects.put(f"hub/index/ended/20251124/{number:013}.completed.x{number}", b"{}")
+        for number in range(50):
+            await town.objects.put(town.hub.keys.execution(f"x{number}", 1), b"{}")
+        turns = 0
+
+        async def work() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(work())
+        assert len(await ended_names(town.objects, town.hub.keys)) == 20_000
+        assert turns >= 4
+        turns = 0
+        assert len([names async for names in list_instances(town.objects, town.hub.keys)]) == 50
+        assert turns >= len(await town.objects.list_folder("hub/instances/"))
+        task.cancel()
+        await town.close()
+
 
 class TestMeanwhile:
     """What goes on while it looks, and what it must not touch."""
+
+    @pytest.mark.parametrize("way", ["by_names", "by_logs"])
+    @pytest.mark.parametrize("number", range(1, 9))
+    @simulated
+    async def test_one_that_is_purged_just_now_keeps_nobody_waiting(self, way: str, number: int) -> None:
+        """At any read, with a grace period that is over at once: the others are mended."""
+        town = Town(grace_s=0.0)
+        await town.start(model.child, "x", instance_id="one")
+        await town.settled()
+        await town.restart()
+        await town.settled()
+        await town.start(model.awaits_event, "Go", instance_id="two")
+        await asyncio.sleep(20)
+        await remove_open(town.objects, town.hub.keys, "two")
+        mender = Mender(town)
+        reads = 0
+
+        async def purges(operation: str, key: str) -> None:
+            nonlocal reads
+            reads += operation == "get" or ("/instances/" in key and key.endswith("/one/"))
+            if reads == number:
+                reads += 100
+                await purge_instance(town.hub, "one", now_us=town.clock.now_us())
+                await asyncio.sleep(20)
+
+        mender.store.before = purges
+        report = await getattr(mender, way)()
+        assert await is_open(town, "two")
+        assert report.unreadable == ()
+        await mender.by_names()
+        assert await listed(town) == {}
+        await town.close()
+
+    @simulated
+    async def test_a_hint_that_is_left_just_now_stays(self) -> None:
+        """It names an end of the log that was not there yet."""
+        town = Town(idle_s=10.0)
+        await town.start(awaits_two)
+        await until_passive(town)
+        mender = Mender(town)
+        reads = 0
+
+        async def goes_on(operation: str, key: str) -> None:
+            nonlocal reads
+            reads += operation == "get" and key == town.hub.keys.open_entry("one")
+            # The first is for the listing, the second after a look at the log.
+            if reads == 2:
+                reads += 100
+                await town.raise_event("Go", 1, "e1")
+                await asyncio.sleep(1)
+                await until_passive(town)
+
+        mender.store.before = goes_on
+        assert (await mender.by_logs()).mended == ()
+        assert reads > 100
+        assert mender.woken == []
+        await town.close()
+
+    @simulated
+    async def test_a_log_of_another_program_keeps_it_from_no_other(self) -> None:
+        """Its bytes are right, and its status is none."""
+        town = Town()
+        await town.start(model.child, "x")
+        await town.settled()
+        tail = await town.hub.tail("one")
+        header = dataclasses.replace(tail.header, status={"created_us": "yesterday"})
+        data, _ = encode_segment(tail.key, header, tail.lines, tail.sections)
+        await town.objects.put(tail.key, data)
+        await town.start(model.awaits_event, "Go", instance_id="two")
+        await asyncio.sleep(20)
+        for way in ("by_names", "by_logs"):
+            await remove_open(town.objects, town.hub.keys, "two")
+            index = [f"hub/index/ended/{name}" for name in await town.objects.list_tree("hub/index/ended/")]
+            await town.objects.delete_many(index)
+            report = await getattr(Mender(town), way)()
+            assert report.unreadable == ("one",)
+            assert await is_open(town, "two")
+        await town.close()
+
+    @simulated
+    async def test_a_long_id_is_known_by_its_older_executions(self) -> None:
+        """Its name was shortened, and the newest one is damaged."""
+        town = Town()
+        await town.start(model.child, "x", instance_id=LONG_ID)
+        await town.settled()
+        await town.restart(LONG_ID)
+        await town.settled()
+        await town.objects.put(town.hub.keys.execution(LONG_ID, 2), b"damaged")
+        assert (await Mender(town).by_logs()).unreadable == (LONG_ID,)
+        await town.close()
 
     @simulated
     async def test_one_that_ends_just_now_is_not_left_open(self) -> None:
@@ -473,6 +652,8 @@ class TestMeanwhile:
         await town.objects.put(f"hub/instances/00/{'a' * 60}%%{'0' * 64}/000001", b"[1]")
         await town.objects.put("hub/index/ended/20260101/what", b"x")
         await town.objects.put("hub/index/ended/notes", b"x")
+        for number in ("0000001", "000001/x", "purged.0000009"):
+            await town.objects.put(f"{town.hub.keys.executions('ghost')}{number}", b"x")
         for way in ("by_names", "by_logs"):
             report = await getattr(Mender(town), way)()
             assert (report.mended, report.unreadable) == ((), ())

@@ -35,6 +35,7 @@ OPERATIONS: dict[str, Callable[[ObjectStore], Awaitable[object]]] = {
     "put": lambda store: store.put("a/key", b"x"),
     "get": lambda store: store.get("a/key"),
     "list_folder": lambda store: store.list_folder("a/"),
+    "list_tree": lambda store: store.list_tree("a/"),
     "delete_many": lambda store: store.delete_many(["a/key"]),
 }
 
