@@ -23,10 +23,7 @@ from ray_durable.engine import (
     EventRaised,
     Execution,
     ExecutionCompleted,
-    ExecutionResumed,
     ExecutionStarted,
-    ExecutionSuspended,
-    ExecutionTerminated,
     OwnerClaimed,
     RuntimeStatus,
     TimerFired,
@@ -34,16 +31,15 @@ from ray_durable.engine import (
 from ray_durable.errors import (
     DurableError,
     FencedError,
-    InstanceEndedError,
     InstanceNotFoundError,
     NonDeterminismError,
     PayloadTooLargeError,
     StoreUnavailableError,
 )
 from ray_durable.failure import Failure
-from ray_durable.payload import Payload
 from ray_durable.runtime.activities import Activities
 from ray_durable.runtime.alarm import Alarm
+from ray_durable.runtime.controls import Controls
 from ray_durable.runtime.correspondence import Message, ReportEnd
 from ray_durable.runtime.delivery import received
 from ray_durable.runtime.explanation import Explanation, explain_execution, explain_stored, waiting_fields
@@ -61,7 +57,6 @@ from ray_durable.runtime.records import encode_events
 from ray_durable.runtime.room import Room, RoomMax
 from ray_durable.runtime.status import InstanceStatus, Owner, summarize
 from ray_durable.runtime.succession import continued, link_of
-from ray_durable.runtime.termination import WantedEnds
 from ray_durable.storage import ClaimLostError, RunLog, WakeHint
 
 __all__ = ["Instance"]
@@ -75,7 +70,7 @@ _PROBLEM_RETRY_S = 5.0
 _LEAVING_LOOK_S = 10.0
 
 
-class Instance:
+class Instance(Controls):
     """See the module. One object serves one id, through all of its executions."""
 
     def __init__(
@@ -91,7 +86,7 @@ class Instance:
         idle_s: float | None = None,
         room_max: RoomMax | None = None,
     ) -> None:
-        self.instance_id = instance_id
+        super().__init__(instance_id)
         self.ended = asyncio.Event()
         self.left: WakeHint | None = None
         """What its owner left in the open set when it let the idle instance go."""
@@ -102,8 +97,6 @@ class Instance:
         self._host = host
         self._pid = pid
         self._room_max = room_max or RoomMax()
-        self._inbox = Inbox()
-        self._wanted_ends = WantedEnds()
         self._problems = Problems(hub, instance_id)
         self._alarm = Alarm(clock, self._fire)
         self._idleness = Idleness(clock, idle_s, lambda: self._inbox.nudge())
@@ -156,32 +149,6 @@ class Instance:
         finally:
             self._idleness.stop()
 
-    async def raise_event(self, name: str, value: Payload, event_id: str) -> None:
-        """Returns when the event is durable; a repeated id changes nothing.
-
-        Raises:
-            InstanceEndedError: after the end.
-            TooManyEventsError: too many wait for the code already.
-        """
-        await self._put(self._arrival(EventRaised(name=name, value=value, event_id=event_id)))
-
-    async def suspend(self, reason: str, request_id: str) -> None:
-        """Returns when that is durable; nothing changes if it is suspended already. InstanceEndedError at the end."""
-        await self._put(self._arrival(ExecutionSuspended(reason=reason, request_id=request_id)))
-
-    async def resume(self, reason: str, request_id: str) -> None:
-        """Returns when that is durable; nothing changes if it is not suspended. InstanceEndedError after the end."""
-        await self._put(self._arrival(ExecutionResumed(reason=reason, request_id=request_id)))
-
-    async def deliver(self, message: Message) -> None:
-        """Take a message of another instance; returns when it is durable.
-
-        Raises:
-            InstanceEndedError: after the end.
-            TooManyEventsError: it is an event, and too many wait for the code already.
-        """
-        await self._put(Arrival(events=[], message=message, done=asyncio.get_running_loop().create_future()))
-
     async def explain(self) -> Explanation:
         """What it waits for, and which worker is at it."""
         if self._is_over or not hasattr(self, "_mail") or not self._is_loaded():
@@ -202,22 +169,6 @@ class Instance:
 
     def _is_loaded(self) -> bool:
         return hasattr(self, "_execution") and self._execution.started is not None
-
-    async def terminate(self, reason: str, request_id: str, recursive: bool = True) -> None:
-        """Returns when the end is durable. InstanceEndedError if it has ended already."""
-        event = ExecutionTerminated(reason=reason, request_id=request_id, recursive=recursive)
-        arrival = self._arrival(event)
-        with self._wanted_ends.wanting(event, arrival):
-            await self._put(arrival)
-
-    @staticmethod
-    def _arrival(event: Event) -> Arrival:
-        return Arrival(events=[event], done=asyncio.get_running_loop().create_future())
-
-    async def _put(self, arrival: Arrival) -> None:
-        assert arrival.done is not None
-        self._inbox.put(arrival)
-        await arrival.done
 
     async def _load_when_possible(self) -> None:
         """Load and claim; what an operator can mend (code that cannot be imported, a damaged object) is waited for.
@@ -530,13 +481,6 @@ class Instance:
         self._mail.open()
         self._mail.release([end])
         await self._finish(RuntimeStatus.FAILED)
-
-    def _ended_error(self, status: RuntimeStatus) -> InstanceEndedError:
-        return InstanceEndedError(
-            f"Instance {self.instance_id!r} has ended ({status}): it takes no more events or commands",
-            instance_id=self.instance_id,
-            runtime_status=str(status),
-        )
 
     async def _continue(self, link: ContinueAsNew) -> None:
         """The link is in the log: make the next execution, which is to be loaded."""
