@@ -73,7 +73,7 @@ def twice_slowly(value: int) -> int:
 
 
 @durable.activity
-def takes_a_while(value: int) -> int:
+def works_slowly(value: int) -> int:
     """Long enough that others queue behind it."""
     note()
     time.sleep(0.25)
@@ -185,8 +185,8 @@ async def spread_waiting(ctx: durable.OrchestrationContext, count: int) -> list[
 
 
 @durable.orchestrator
-async def queues(ctx: durable.OrchestrationContext, count: int) -> int:
-    return sum(await asyncio.gather(*(ctx.call_activity(takes_a_while, value) for value in range(count))))
+async def queues_up(ctx: durable.OrchestrationContext, count: int) -> int:
+    return sum(await asyncio.gather(*(ctx.call_activity(works_slowly, value) for value in range(count))))
 
 
 @durable.orchestrator

@@ -87,12 +87,12 @@ def test_a_timer_brings_it_back_in_time(idling: durable.Hub) -> None:
     late_s = (fired.time_us - history[0].time_us) / 1_000_000 - 12
     print(f"fired {late_s:.2f} s after it was due; waited {time.monotonic() - began_s:.1f} s")
     assert 0 <= late_s < 5
-    assert len([event for event in history if isinstance(event, OwnerClaimed)]) == 2
+    assert len(claims(handle)) == 2
 
 
 def test_one_that_the_index_lost_is_found_again(idling: durable.Hub) -> None:
     """Its entry in the open set is removed while it rests, so the supervisor would not wake it when it is due."""
-    handle = idling.start(flows.naps, 7.0, instance_id="lost")
+    handle = idling.start(flows.naps, 600.0, instance_id="lost")
     left(handle, idling)
     supervisor = ray.get_actor("supervisor", namespace=idling.address.namespace)
 
@@ -105,5 +105,10 @@ def test_one_that_the_index_lost_is_found_again(idling: durable.Hub) -> None:
     wait_until(lambda: resting() == 0, "the supervisor has seen that it is not there")
     report = idling.repair_index()
     assert report.mended == ("lost: entered into the open set, since it has not ended",)
-    handle.result(60)
+    wait_until(lambda: len(claims(handle)) == 2, "it has an owner again")
     assert idling.repair_index().mended == ()
+    handle.terminate("seen enough")
+
+
+def claims(handle: durable.Handle[Any]) -> list[OwnerClaimed]:
+    return [event for event in handle.history() if isinstance(event, OwnerClaimed)]

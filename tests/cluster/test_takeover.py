@@ -64,7 +64,7 @@ def test_a_cluster_that_lost_the_hub_stands_down_whatever_stands_still(
     # Nobody but the dispatcher is to notice.
     first.ask("connect", root=str(root), answer_timeout_s=90)
     first.ask("start", name="steps_then_approval", args=[3], instance_id=asks)
-    first.ask("start", name="queues", args=[COUNT], instance_id=first_queue)
+    first.ask("start", name="queues_up", args=[COUNT], instance_id=first_queue)
     wait_until(lambda: len(executions(first_queue)) > 4 and len(executions(asks)) == 3, "all are on their way")
     old, supervisors = actors(first), actors(first, "Supervisor")
     assert len(old) == 4
@@ -84,7 +84,7 @@ def test_a_cluster_that_lost_the_hub_stands_down_whatever_stands_still(
     assert second.ask("result", instance_id=first_queue) == COUNT * (COUNT - 1) // 2
     assert run_by(first, first_queue) == started, "the old cluster started nothing more"
 
-    second.ask("start", name="queues", args=[COUNT], instance_id=second_queue)
+    second.ask("start", name="queues_up", args=[COUNT], instance_id=second_queue)
     wait_until(lambda: len(executions(second_queue)) > 4, "it is on its way")
     with durable.browse(root) as reader:
         wait_until(
