@@ -40,7 +40,9 @@ class SimulatedStore:
         # When the index was last changed by a request that its sender had given up, or left half changed: it may be
         # wrong since.
         self.index_disturbed_s: float | None = None
+        self._has_missed_names = False
         self._index_changed_s: dict[Process, float] = {}
+        self._index_removed_s: dict[Process, float] = {}
         self.before: Callable[[Process, str, str], Fault | None] = lambda process, operation, key: None
         self.on_create: Callable[[Process, str, bytes], None] = lambda process, key, data: None
         self.on_put: Callable[[Process, str, bytes], None] = lambda process, key, data: None
@@ -77,8 +79,21 @@ class SimulatedStore:
 
     def fell(self, process: Process) -> None:
         """A process died or stopped: what it had begun in the index may be half done."""
-        if self._scheduler.now_s - self._index_changed_s.get(process, -_CHANGING_S) < _CHANGING_S:
+        if self._is_recent(self._index_changed_s.get(process)):
             self.index_disturbed_s = self._scheduler.now_s
+        if self._is_recent(self._index_removed_s.get(process)):
+            self._has_missed_names = True
+
+    def may_miss_names(self) -> bool:
+        """Whether something that should be there may be missing in the index.
+
+        A request that was late may have removed it; or a process has removed it, and did not look, or not yet, whether
+        it is needed by now. Whoever only enters leaves nothing out, wherever it dies.
+        """
+        return self._has_missed_names or any(map(self._is_recent, self._index_removed_s.values()))
+
+    def _is_recent(self, time_s: float | None) -> bool:
+        return time_s is not None and self._scheduler.now_s - time_s < _CHANGING_S
 
     def is_empty(self, folder: str) -> bool:
         """Whether there is nothing below a folder."""
@@ -207,8 +222,11 @@ class StorePort:
             store.in_flight -= 1
             if operation in ("put", "delete") and "/index/" in key:
                 store._index_changed_s[process] = scheduler.now_s
+                if operation == "delete":
+                    store._index_removed_s[process] = scheduler.now_s
                 if fault is Fault.LATE or not process.is_alive:
                     store.index_disturbed_s = scheduler.now_s
+                    store._has_missed_names = True
             result = store.apply(process, operation, key, data, fate.lag_s)
             if fault is Fault.NONE:
                 scheduler.after(fate.back_s, lambda: reply(result))
@@ -220,6 +238,9 @@ class StorePort:
             store.in_flight += 1
             scheduler.after(fate.there_s, act)
         if fault in (Fault.LOST, Fault.ANSWER_LOST, Fault.LATE):
+            if process in store._index_removed_s:
+                # It takes longer until it has looked.
+                store._index_removed_s[process] += _CHANGING_S
             error = StoreUnavailableError("no answer came", url=URL)
             scheduler.after(fate.patience_s, lambda: reply(error))
         return answer
