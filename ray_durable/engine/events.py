@@ -133,7 +133,7 @@ class ExecutionStarted(Input):
     that one may still have to be delivered. `carried` are inputs that were handed on: fresh ones when the code first
     runs. `recent` are ids of external events that were raised before, so that a repetition is known. A copied
     history (rewind, fork) made its random numbers from the run `origin`; `lineage` tells whose its events are:
-    (through, execution, run) for the events up to `through`.
+    (through, execution, run) for the events up to `through`. Those up to `foreign` are another instance's (fork).
     """
 
     instance_id: str
@@ -153,6 +153,7 @@ class ExecutionStarted(Input):
     recent: tuple[str, ...] = field(default=(), repr=False)
     origin: str | None = None
     lineage: tuple[tuple[int, int, str], ...] = ()
+    foreign: int = 0
 
     def author_of(self, number: int) -> tuple[int, str]:
         """The execution and the run in which the event of this number was first made."""

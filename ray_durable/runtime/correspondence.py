@@ -97,7 +97,7 @@ class Correspondence:
         self._started: ExecutionStarted | None = None
         self._pending: dict[int, Message] = {}
         self._children: dict[int, SubOrchestrationInstanceCreated] = {}
-        self._own_from = 0
+        self._foreign = 0
         self.are_older_delivered = True
 
     @property
@@ -126,6 +126,7 @@ class Correspondence:
     def _read(self, event: Event) -> list[Message]:
         if isinstance(event, ExecutionStarted):
             self._started = event
+            self._foreign = event.foreign
             self.are_older_delivered = not event.owes
         elif isinstance(event, SubOrchestrationInstanceCreated):
             self._children[event.number] = event
@@ -192,7 +193,8 @@ class Correspondence:
         # A rewind says who made what it copied; a fork does not, and may have been rewound since.
         is_fork = event.number - 1 not in [through for through, _, _ in started.lineage]
         if is_fork:
-            self._own_from = event.number
+            # Forks of earlier versions do not tell it in their start.
+            self._foreign = max(self._foreign, event.number - 1)
         self._pending.clear()
         # What was copied may note what an execution delivered for those before it: not for the one that was copied.
         self.are_older_delivered = not started.owes
@@ -219,7 +221,7 @@ class Correspondence:
     def _child_id(self, event: SubOrchestrationInstanceCreated) -> str:
         started = self._start_event
         # What a fork copied has its instances already: its own must be others, also where an id was asked for.
-        if event.instance is not None and event.number >= self._own_from:
+        if event.instance is not None and event.number > self._foreign:
             return event.instance
         execution, _ = started.author_of(event.number)
         derived = f"{started.instance_id}:{execution}:{event.number}"

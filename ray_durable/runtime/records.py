@@ -198,6 +198,7 @@ def _write_started(event: ExecutionStarted, sections: list[bytes]) -> str:
         "recent": event.recent or None,
         "origin": event.origin,
         "lineage": event.lineage or None,
+        "foreign": event.foreign or None,
     }
     fields |= {name: value for name, value in optional.items() if value is not None}
     carried = ",".join(_line(one, sections) for one in event.carried)
@@ -238,6 +239,7 @@ def _read_started(record: dict[str, Any], sections: Sequence[bytes], place: _Pla
         recent=tuple(record.get("recent", ())),
         origin=record.get("origin"),
         lineage=tuple((through, execution, run) for through, execution, run in record.get("lineage", ())),
+        foreign=record.get("foreign", 0),
         input=_payload(record["input"], sections),
     )
 

@@ -121,6 +121,7 @@ def fork(
         carried=(),
         origin=source.origin or source.run,
         lineage=(),
+        foreign=through,
     )
     reason = f"forked from {source.instance_id} at event {through}"
     return _copied(started, history, through, reason=reason, now_us=now_us)
@@ -170,6 +171,7 @@ def _next(started: ExecutionStarted, link: Link, request_id: str, *, owes: bool)
         recent=(),
         origin=None,
         lineage=(),
+        foreign=0,
         due_us=None,
     )
 
@@ -183,6 +185,7 @@ def _rewound(history: Sequence[Event], link: ExecutionRestarted, *, owes: bool) 
         recent=tuple(_recent_ids(history))[-RECENT_IDS_MAX:],
         origin=started.origin or started.run,
         lineage=_lineage(started, link.through),
+        foreign=min(started.foreign, link.through),
         carried=tuple(_fresh(part) for number in link.kept for part in _successes(history[number - 1])),
     )
     return _copied(following, history, link.through, reason=link.reason, now_us=link.time_us)

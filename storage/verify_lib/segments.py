@@ -32,7 +32,7 @@ STATUSES = frozenset({"Pending", "Running", "Suspended", "Completed", "Failed", 
 # payload, o an object, l a list.
 _FIELDS = {
     "ExecutionStarted": "instance:s run:s execution:n name:s request_id:s input:P reference?:o version?:s parent?:o "
-    "depth?:n due?:n previous?:o owes?:b carried?:l recent?:l origin?:s lineage?:l",
+    "depth?:n due?:n previous?:o owes?:b carried?:l recent?:l origin?:s lineage?:l foreign?:n",
     "OwnerClaimed": "epoch:n hub_epoch:n host:s pid:n python?:s attempts:nns",
     "TaskScheduled": "name:s attempt:n retry_of?:n input:P",
     "TaskCompleted": "task:n attempt:n lost_workers?:n result:P",

@@ -61,7 +61,7 @@ def _check_lineage(before: Log, after: Log, link: Event) -> None:
     if bool(after.history.copied) != is_rewind:
         raise DamageError("lineage", key, "a rewind copies a history, and nothing else does")
     if not is_rewind:
-        if "lineage" in started or "origin" in started:
+        if "lineage" in started or "origin" in started or "foreign" in started:
             raise DamageError("lineage", key, "it has a lineage, and copied nothing")
         return
     through = link["through"]
@@ -71,6 +71,11 @@ def _check_lineage(before: Log, after: Log, link: Event) -> None:
         raise DamageError("lineage", key, f"its lineage is {started.get('lineage')}, and its link says {lineage}")
     if started.get("origin") != older.get("origin", before.run):
         raise DamageError("lineage", key, f"its origin is {started.get('origin')!r}, not that of the one before")
+    foreign = min(older.get("foreign", 0), through)
+    if started.get("foreign", 0) != foreign:
+        raise DamageError(
+            "lineage", key, f"{started.get('foreign', 0)} events are foreign, and {foreign} of its link's"
+        )
     if after.history.copied != through + 1:
         raise DamageError("lineage", key, f"it copied {after.history.copied - 1} events, and its link says {through}")
 
@@ -94,6 +99,9 @@ def check_copy(root: Root, log: Log) -> None:
     is_fork = instance != log.instance
     if is_fork and ("lineage" in history.started or "parent" in history.started):
         raise DamageError("lineage", log.key, "a fork has no lineage and no parent")
+    # Those of earlier versions do not say it.
+    if is_fork and history.started.get("foreign", history.copied - 1) != history.copied - 1:
+        raise DamageError("lineage", log.key, f"a fork copied {history.copied - 1} events, and says otherwise")
     original = events_of(root, instance, execution)
     try:
         first = next(original, None)

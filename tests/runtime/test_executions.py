@@ -493,6 +493,33 @@ class TestFork:
         await town.settled()
         assert complaints(town, tmp_path) == []
 
+    @pytest.mark.parametrize("is_rewound", [False, True])
+    @simulated
+    async def test_a_fork_of_a_failure_keeps_its_children(self, is_rewound: bool, tmp_path: Path) -> None:
+        """Rewound, it loses the end of what it copied, also where that was rewound before."""
+        town = Town()
+        model.reset()
+        model.broken.add("work side")
+        await town.start(model.waits_for_named_and_works, "kid")
+        await town.raise_event("Work", None, "w")
+        await town.ended()
+        if is_rewound:
+            await town.until(lambda: town.living("one") is None)
+            await town.rewind()
+            await town.ended()
+        await self.fork(town, "two")
+        await town.ended("two")
+        await town.until(lambda: town.living("two") is None)
+        model.broken.clear()
+        await town.rewind("two")
+        await asyncio.sleep(10)
+        (theirs,) = {owner.instance.instance_id for owner in town.owners if ":" in owner.instance.instance_id}
+        await town.raise_event("Go", "theirs", "e", theirs)
+        assert await town.result_of("two") == ["SIDE", "theirs"]
+        await town.raise_event("Go", "ours", "e", "kid")
+        await town.settled()
+        assert complaints(town, tmp_path) == []
+
     @simulated
     async def test_a_fork_is_as_old_as_itself(self, tmp_path: Path) -> None:
         """It was created when it was forked: before its first owner, with it, and at its end."""

@@ -122,6 +122,7 @@ STRATEGIES: dict[type[Event], st.SearchStrategy[Event]] = {
         recent=st.lists(texts, max_size=3).map(tuple),
         origin=st.none() | texts,
         lineage=st.lists(st.tuples(numbers, numbers, texts), max_size=2).map(tuple),
+        foreign=numbers,
     ),
     OwnerClaimed: st.builds(
         OwnerClaimed,

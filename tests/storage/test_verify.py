@@ -519,6 +519,8 @@ HUB_DAMAGE: list[tuple[str, str, Break]] = [
     ("executions that begin anywhere", "succession", _forget_purge),
     ("a wrong lineage", "lineage", _start("rewound", 2, lineage=[[1, 1, "0" * 32]])),
     ("a wrong origin", "lineage", _start("rewound", 2, origin="0" * 32)),
+    ("copied events of nobody", "lineage", _start("rewound", 2, foreign=1)),
+    ("a fork that copied less than it did", "lineage", _start("forked", foreign=1)),
     ("a fork's wrong origin", "lineage", _start("forked", origin="0" * 32)),
     ("a copied event that is another", "copy", _edit("rewound", _copied, 2)),
     ("a fork of another history", "copy", _edit("forked", _copied)),
