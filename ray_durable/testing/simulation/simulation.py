@@ -106,6 +106,7 @@ class Simulation:
         """A new process. Its clock may be wrong."""
         process = Process(self.scheduler, f"{name}#{len(self.processes)}", skew_us=self.mischief.skew_us())  # type: ignore[abstract]
         process.on_fall.append(lambda: self.store.fell(process))
+        process.on_death.append(lambda: self.store.left(process))
         self.processes.append(process)
         return process
 
@@ -244,6 +245,7 @@ class Simulation:
             self._working -= 1
             # Nobody misses it.
             process.on_death.clear()
+            self.store.left(process)
 
         def ended(task: Any) -> None:
             if not task.cancelled() and task.exception() is not None:
@@ -285,6 +287,7 @@ class Simulation:
             self._working == 0
             and not self.store.in_flight
             and self.store.is_empty("hub/index/open/")
+            and not self.store.is_index_changing()
             and self._is_index_repaired()
             and self.mischief.is_over()
         )

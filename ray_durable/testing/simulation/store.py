@@ -84,6 +84,14 @@ class SimulatedStore:
         if self._is_recent(self._index_removed_s.get(process)):
             self._has_missed_names = True
 
+    def left(self, process: Process) -> None:
+        """A process has gone, or has done what it wanted: it changes nothing more."""
+        self._index_changed_s.pop(process, None)
+
+    def is_index_changing(self) -> bool:
+        """Whether somebody may be in the midst of its changes of the index."""
+        return any(map(self._is_recent, self._index_changed_s.values()))
+
     def may_miss_names(self) -> bool:
         """Whether something that should be there may be missing in the index.
 
