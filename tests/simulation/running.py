@@ -49,8 +49,12 @@ def calm(name: str) -> Simulation:
     return run_deaths(CASES[name], {})
 
 
-def run_seed(seed: int, case: Case | None = None, *, until_s: float = 30_000.0, steps_max: int = 150_000) -> Simulation:
-    """Run a seed: its case, its weather, its mischief. AssertionError if anything is broken."""
+def run_seed(seed: int, case: Case | None = None, *, until_s: float = 30_000.0, steps_max: int = 600_000) -> Simulation:
+    """Run a seed: its case, its weather, its mischief. AssertionError if anything is broken.
+
+    Where the supervisor's clock is an hour ahead of an owner's, it wakes an instance that rests again and again, until
+    that hour has passed: each time costs a claim, and a look at all that were before.
+    """
     chosen = case or case_of(seed)
     rng = random.Random(f"hub {seed}")
     interval_s = rng.choice([5.0, 30.0, 30.0, 60.0])
