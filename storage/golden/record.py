@@ -1,5 +1,7 @@
 """Record a root as today's code writes it: `python storage/golden/record.py NAME [--ray]`. See README.md.
 
+Histories hold the paths of the code that made them, so the project must lie at `PLACE`, wherever it is recorded.
+
 Without Ray the real runtime runs on virtual time: instances, dispatcher, worker code and storage. Random ids differ
 from one recording to the next.
 """
@@ -29,9 +31,12 @@ from ray_durable.storage.memory import MemoryStore  # noqa: E402
 from ray_durable.testing.virtual_time import simulate  # noqa: E402
 from tests.support.town import Town  # noqa: E402
 
-__all__ = ["HUB", "GoldenTown", "finish_open", "record", "record_on_ray", "summarize_root"]
+__all__ = ["HUB", "PLACE", "GoldenTown", "finish_open", "record", "record_on_ray", "summarize_root"]
 
 HUB = "hub"
+
+PLACE = Path("/srv/durable-py")
+"""Where the project lies for a recording: nothing in a root is to speak of somebody's machine."""
 
 _INLINE_BYTES_MAX = 2_048
 """Low, so that blobs stay small."""
@@ -279,6 +284,9 @@ def main(arguments: list[str]) -> int:
         print(
             "usage: python storage/golden/record.py NAME [--ray]   (NAME of one that is not there yet)", file=sys.stderr
         )
+        return 2
+    if HERE.parents[1] != PLACE:
+        print(f"A root holds the paths of its code: clone the project to {PLACE}, and record there", file=sys.stderr)
         return 2
     folder = HERE / arguments[0]
     (record_on_ray if arguments[1:] else record)(folder)

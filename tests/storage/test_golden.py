@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,14 @@ def test_each_root_is_described() -> None:
     rows = [line.split("|")[1].strip(" `") for line in text.splitlines() if line.startswith("| `")]
     assert sorted(rows) == ROOTS
     assert ROOTS
+
+
+def test_no_root_tells_on_what_machine_it_was_recorded() -> None:
+    """The paths of code that histories hold are those of one place."""
+    code = re.compile(rb"(/[^\s\"\\]*?)/(?:storage/golden|ray_durable)/[a-z_/]*\.py|\"path\":\"([^\"]*?)/storage\"")
+    files = [path for name in ROOTS for path in (GOLDEN / name).rglob("*") if path.is_file()]
+    places = {first or second for path in files for first, second in code.findall(path.read_bytes())}
+    assert places == {str(record.PLACE).encode()}
 
 
 def test_every_type_of_event_is_recorded() -> None:
