@@ -110,6 +110,9 @@ _PAYLOAD_FIELDS: Mapping[type[Event], str] = {
 GRACE_S_DEFAULT = 24 * 3_600
 """How long executions stay in storage after they were continued or purged, unless the hub has a setting."""
 
+_PROBLEM_CHARS_MAX = 50_000
+"""Of a problem that is noted. An entry of the open set holds more, and people do not read more."""
+
 _READS_AT_ONCE = 32
 _WRITES_AT_ONCE = 32
 
@@ -294,7 +297,9 @@ class OpenHub:
         return await self.load_input(segment.header.run, last) if isinstance(last, ExecutionCompleted) else None
 
     async def note_problem(self, instance_id: str, problem: str | None) -> None:
-        """Leave word in the open set of what keeps an instance from going on."""
+        """Leave word in the open set of what keeps an instance from going on: the beginning of a long one."""
+        if problem is not None and len(problem) > _PROBLEM_CHARS_MAX:
+            problem = f"{problem[:_PROBLEM_CHARS_MAX]} [... {len(problem):,} characters in all]"
         entry = await persist(lambda: find_open(self.store, self.keys, instance_id))
         if entry is not None and entry.problem != problem:
             await persist(lambda: add_open(self.store, self.keys, dataclasses.replace(entry, problem=problem)))

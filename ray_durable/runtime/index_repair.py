@@ -42,6 +42,7 @@ from ray_durable.storage import (
     find_ended,
     find_instance_id,
     find_open,
+    is_there,
     list_executions,
     list_instances,
     list_open,
@@ -282,9 +283,8 @@ class _Repair:
         return has_removed
 
     async def _remove_summary(self, key: str, what: str) -> bool:
-        with contextlib.suppress(CorruptLogError):  # too large for one, and there
-            if await self.hub.store.get(key, 1) is None:
-                return False
+        if not await is_there(self.hub.store, key):
+            return False
         await remove_ended(self.hub.store, key)
         self._note(what)
         return True

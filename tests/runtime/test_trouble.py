@@ -14,7 +14,7 @@ from ray_durable import registry
 from ray_durable.authoring import Orchestrator
 from ray_durable.engine import ExecutionCompleted, OwnerClaimed, RuntimeStatus, TaskScheduled
 from ray_durable.errors import InstanceNotFoundError, StoreError, StoreUnavailableError
-from ray_durable.runtime.lifecycle import Start, start_instance
+from ray_durable.runtime.lifecycle import Start, open_entry, start_instance
 from ray_durable.storage import decode_segment, find_open
 from tests.runtime import flows
 from tests.support.skipping_loop import simulate, simulated
@@ -500,3 +500,16 @@ async def test_a_source_that_changed_is_a_warning_in_the_status() -> None:
     (warning,) = (await world.status()).warnings
     assert "tests.runtime.flows" in warning
     assert "0" * 12 in warning
+
+
+@simulated
+async def test_of_a_long_problem_the_beginning_is_noted() -> None:
+    """Texts of errors may be of any length, and are not to be another trouble."""
+    world = World()
+    await world.start(flows.chain, 1)
+    await world.hub.enter(open_entry(await world.hub.started("one"), 0))
+    await world.hub.note_problem("one", "it is \udc80" + "\udc80" * 3_000_000)
+    problem = await noted_problem(world)
+    assert problem is not None
+    assert problem.startswith("it is ")
+    assert problem.endswith("[... 3,000,007 characters in all]")
