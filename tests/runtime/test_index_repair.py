@@ -19,6 +19,7 @@ from ray_durable.storage import (
     ended_names,
     find_open,
     list_ended,
+    list_executions,
     list_instances,
     list_open,
     remove_open,
@@ -250,6 +251,21 @@ class TestLost:
         assert report.mended == ("one: queued the removal of its executions up to 1",)
         await asyncio.sleep(2 * GRACE_S)
         assert await town.objects.list_tree("hub/runs/") == []
+        await town.close()
+
+    @simulated
+    async def test_executions_that_another_one_followed_are_removed_after_all(self, way: str) -> None:
+        """The instance has ended, and its place in the queue of removals was lost: the last execution stays."""
+        town = Town(grace_s=GRACE_S)
+        await town.start(model.goes_round, 2, 0)
+        await town.settled()
+        (queued,) = await town.objects.list_tree("hub/index/retired/")
+        await town.objects.delete_many([f"hub/index/retired/{queued}"])
+        report = await getattr(Mender(town), way)()
+        assert report.mended == ("one: queued the removal of its executions up to 2",)
+        await asyncio.sleep(2 * GRACE_S)
+        assert (await list_executions(town.objects, town.hub.keys, "one")).numbers == (3,)
+        assert await town.result() == 2
         await town.close()
 
 
@@ -647,6 +663,7 @@ class TestMeanwhile:
     async def test_foreign_names_are_passed_over(self) -> None:
         town = Town()
         await town.objects.put("hub/instances/zz/what/000001", b"x")
+        await town.objects.put("hub/instances/zz/one/000001", b"x")
         await town.objects.put("hub/instances/note.txt", b"x")
         await town.objects.put("hub/instances/00/%zz/000001", b"x")
         await town.objects.put(f"hub/instances/00/{'a' * 60}%%{'0' * 64}/000001", b"[1]")
